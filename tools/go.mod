@@ -15,6 +15,9 @@ tool (
 	mvdan.cc/gofumpt
 )
 
+// Only for the schema in it, which proto/ imports; `make generate` copies it out of the module.
+require github.com/bufbuild/protovalidate v1.2.2
+
 require (
 	4d63.com/gocheckcompilerdirectives v1.4.0 // indirect
 	4d63.com/gochecknoglobals v0.2.2 // indirect
