@@ -1,0 +1,134 @@
+package ciconfig
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// keywords maps each keyword of a place to whether it is supported; the others are GitLab's, and refused.
+type keywords map[string]bool
+
+// Functions, not variables: the package has no global state.
+
+func globalKeywords() keywords {
+	return keywords{
+		"after_script": true, "before_script": true, "default": true, "include": true, "stages": true, "variables": true, "workflow": true,
+		"cache": false, "image": false, "services": false,
+	}
+}
+
+func defaultKeywords() keywords {
+	return keywords{
+		"after_script": true, "before_script": true, "interruptible": true, "tags": true, "timeout": true,
+		"artifacts": false, "cache": false, "hooks": false, "id_tokens": false, "identity": false, "image": false, "retry": false, "services": false,
+	}
+}
+
+func jobKeywords() keywords {
+	return keywords{
+		"after_script": true, "allow_failure": true, "before_script": true, "extends": true, "inherit": true, "interruptible": true,
+		"needs": true, "parallel": true, "rules": true, "script": true, "stage": true, "start_in": true, "tags": true, "timeout": true,
+		"variables": true, "when": true,
+		"artifacts": false, "cache": false, "coverage": false, "dast_configuration": false, "dependencies": false, "environment": false,
+		"except": false, "hooks": false, "id_tokens": false, "identity": false, "image": false, "inputs": false, "manual_confirmation": false,
+		"only": false, "pages": false, "publish": false, "release": false, "resource_group": false, "retry": false, "run": false,
+		"secrets": false, "services": false, "trigger": false, "type": false,
+	}
+}
+
+// notSupported is the message for a keyword of GitLab's that is not in yet.
+func notSupported(keyword string) string {
+	return fmt.Sprintf("the keyword `%s` is not supported yet", keyword)
+}
+
+// unsupportedHint is the way out of a keyword that is not supported.
+func unsupportedHint(keyword string) string {
+	switch keyword {
+	case "only", "except":
+		return "write it with `rules`, which does all that `only` and `except` do"
+	case "type":
+		return "`type` is an old name of `stage`"
+	}
+	return ""
+}
+
+// check reports the keys of a mapping that are not among the keywords, and those that are not supported.
+func (c *compiler) check(n *node, path string, known keywords) {
+	for _, f := range n.fields {
+		supported, ok := known[f.key]
+		switch {
+		case supported:
+		case ok && f.value.kind == kindNull: // as good as not there
+		case ok:
+			c.report.at(f.at, join(path, f.key), notSupported(f.key), unsupportedHint(f.key))
+		default:
+			c.unknown(f, path, known)
+		}
+	}
+}
+
+func (c *compiler) unknown(f field, path string, known keywords) {
+	names := known.sorted()
+	hint := "known here: " + strings.Join(names, ", ")
+	if near := nearest(f.key, names); near != "" {
+		hint = fmt.Sprintf("did you mean `%s`?", near)
+	}
+	c.report.at(f.at, join(path, f.key), fmt.Sprintf("the keyword `%s` is not known here", f.key), hint)
+}
+
+func (k keywords) sorted() []string {
+	names := make([]string, 0, len(k))
+	for name := range k {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// join appends to a path.
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + ":" + key
+}
+
+// nearest returns the candidate that a word is most likely a slip of, or "".
+func nearest(word string, candidates []string) string {
+	if len(word) > 100 {
+		return ""
+	}
+	best, bestDistance := "", 1+max(1, len(word)/3)
+	for _, candidate := range candidates {
+		if d := distance(strings.ToLower(word), strings.ToLower(candidate)); d < bestDistance {
+			best, bestDistance = candidate, d
+		}
+	}
+	return best
+}
+
+// distance is the number of letters to insert, remove, replace or swap with their neighbour.
+func distance(a, b string) int {
+	x, y := []rune(a), []rune(b)
+	rows := [3][]int{make([]int, len(y)+1), make([]int, len(y)+1), make([]int, len(y)+1)}
+	for j := range rows[1] {
+		rows[1][j] = j
+	}
+	for i := 1; i <= len(x); i++ {
+		before, last, row := rows[0], rows[1], rows[2]
+		row[0] = i
+		for j := 1; j <= len(y); j++ {
+			cost := 1
+			if x[i-1] == y[j-1] {
+				cost = 0
+			}
+			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
+			if i > 1 && j > 1 && x[i-1] == y[j-2] && x[i-2] == y[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+		rows = [3][]int{last, row, before}
+	}
+	return rows[1][len(y)]
+}

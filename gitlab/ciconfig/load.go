@@ -1,0 +1,336 @@
+package ciconfig
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// maxFileBytes bounds one file (GitLab's max_yaml_size_bytes).
+const maxFileBytes = 2 << 20
+
+// loader turns one YAML file into nodes by the rules of Ruby's Psych, which GitLab reads configurations with.
+type loader struct {
+	file   string
+	report *report
+	built  map[*yaml.Node]*node
+	open   map[*yaml.Node]bool // being built: an alias to one of them contains itself
+	total  int                 // nodes written in the file
+}
+
+// load returns the mapping that a file holds, or nil after a report.
+func load(file string, src []byte, r *report) *node {
+	l := &loader{file: file, report: r, built: map[*yaml.Node]*node{}, open: map[*yaml.Node]bool{}}
+	if len(src) > maxFileBytes {
+		r.at(pos{file: file}, "", fmt.Sprintf("the file has %d bytes, the limit is %d", len(src), maxFileBytes), "split it with include:local")
+		return nil
+	}
+	doc := l.document(src)
+	if doc == nil {
+		return nil
+	}
+	n := l.build(doc, 1)
+	if n == nil {
+		return nil
+	}
+	if n.kind != kindMap {
+		r.at(n.at, "", "the configuration is "+n.kind.String()+", not a mapping of keywords and jobs", "")
+		return nil
+	}
+	return n
+}
+
+func (l *loader) fail(n *yaml.Node, message, hint string) {
+	l.report.at(l.pos(n), "", message, hint)
+}
+
+func (l *loader) pos(n *yaml.Node) pos { return pos{file: l.file, line: n.Line, col: n.Column} }
+
+// document returns the content of the only document of a file.
+func (l *loader) document(src []byte) *yaml.Node {
+	dec := yaml.NewDecoder(bytes.NewReader(src))
+	var docs []*yaml.Node
+	for len(docs) < 2 {
+		var doc yaml.Node
+		err := dec.Decode(&doc)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			p, message, hint := syntaxError(l.file, src, err)
+			l.report.at(p, "", message, hint)
+			return nil
+		}
+		if len(doc.Content) == 1 {
+			docs = append(docs, doc.Content[0])
+		}
+	}
+	switch {
+	case len(docs) == 0:
+		l.report.at(pos{file: l.file, line: 1, col: 1}, "", "the configuration is empty", "it needs at least one job with a script")
+		return nil
+	case len(docs) == 1:
+		return docs[0]
+	}
+	if first := docs[0]; first.Kind == yaml.MappingNode && len(first.Content) > 0 && first.Content[0].Value == "spec" {
+		l.report.at(l.pos(first.Content[0]), "spec", notSupported("spec"), "")
+	} else {
+		l.fail(docs[1], "the file has more than one YAML document", "remove the line '---' before it")
+	}
+	return nil
+}
+
+// build returns the node for a YAML node, or nil after a report.
+func (l *loader) build(y *yaml.Node, level int) *node {
+	if l.total++; l.total > maxNodes {
+		l.fail(y, fmt.Sprintf("the file has more than %d values", maxNodes), "")
+		return nil
+	}
+	if level > maxDepth {
+		l.fail(y, fmt.Sprintf("the configuration is nested more than %d levels deep", maxDepth), "")
+		return nil
+	}
+	if y.Kind == yaml.AliasNode {
+		return l.alias(y)
+	}
+	l.open[y] = true
+	defer delete(l.open, y)
+	var n *node
+	switch y.Kind {
+	case yaml.ScalarNode:
+		n = l.scalar(y)
+	case yaml.SequenceNode:
+		n = l.sequence(y, level)
+	case yaml.MappingNode:
+		n = l.mapping(y, level)
+	default:
+		l.fail(y, "this YAML construct is not known", "")
+	}
+	if n == nil {
+		return nil
+	}
+	if limit := n.tooBig(); limit != "" {
+		l.fail(y, limit, "")
+		return nil
+	}
+	l.built[y] = n
+	return n
+}
+
+func (l *loader) alias(y *yaml.Node) *node {
+	if l.open[y.Alias] {
+		l.fail(y, fmt.Sprintf("the anchor %q contains itself", y.Value), "")
+		return nil
+	}
+	return l.built[y.Alias] // nil if it was reported already
+}
+
+func (l *loader) sequence(y *yaml.Node, level int) *node {
+	items := make([]*node, 0, len(y.Content))
+	ok := true
+	for _, c := range y.Content {
+		n := l.build(c, level+1)
+		if n == nil {
+			ok = false
+			continue
+		}
+		items = append(items, n)
+	}
+	if !ok {
+		return nil
+	}
+	n := newList(l.pos(y), items)
+	switch tag := y.ShortTag(); tag {
+	case "!!seq":
+	case "!reference":
+		n.kind = kindReference
+		if len(items) == 0 {
+			l.fail(y, "!reference names nothing", "write !reference [job, keyword]")
+			return nil
+		}
+		for i, it := range items {
+			if it.kind != kindString {
+				l.fail(y.Content[i], "!reference takes a list of strings, this is "+it.kind.String(), "write !reference [job, keyword]")
+				return nil
+			}
+		}
+	default:
+		l.unknownTag(y, tag)
+		return nil
+	}
+	return n
+}
+
+func (l *loader) unknownTag(y *yaml.Node, tag string) {
+	hint := "the only tag that a configuration may use is !reference [job, keyword]"
+	if near := nearest(tag, []string{"!reference"}); near != "" {
+		hint = "did you mean " + near + " [job, keyword]?"
+	}
+	l.fail(y, fmt.Sprintf("the YAML tag %s is not known here", tag), hint)
+}
+
+// mapping builds a mapping. A merge key takes effect where it stands, as in Psych: it replaces the keys before it, and
+// those after it replace its own. It may stand more than once.
+func (l *loader) mapping(y *yaml.Node, level int) *node {
+	if tag := y.ShortTag(); tag != "!!map" {
+		l.unknownTag(y, tag)
+		return nil
+	}
+	var fields []field
+	index := map[string]int{}
+	set := func(f field) {
+		if i, ok := index[f.key]; ok {
+			fields[i] = f
+			return
+		}
+		index[f.key] = len(fields)
+		fields = append(fields, f)
+	}
+	own := map[string]int{} // keys written here, with their line
+	ok := true
+	for i := 0; i+1 < len(y.Content); i += 2 {
+		k, v := y.Content[i], y.Content[i+1]
+		value := l.build(v, level+1)
+		if value == nil {
+			ok = false
+			continue
+		}
+		if k.Kind == yaml.ScalarNode && k.ShortTag() == "!!merge" {
+			if !l.merge(v, value, set) {
+				ok = false
+			}
+			continue
+		}
+		f, good := l.key(k, level)
+		if !good {
+			ok = false
+			continue
+		}
+		if line, dup := own[f.key]; dup {
+			l.fail(k, fmt.Sprintf("the key %q is in this mapping twice", f.key), fmt.Sprintf("the first one is in line %d", line))
+			ok = false
+			continue
+		}
+		own[f.key] = k.Line
+		f.value = value
+		set(f)
+	}
+	if !ok {
+		return nil
+	}
+	return newMap(l.pos(y), fields)
+}
+
+func (l *loader) key(k *yaml.Node, level int) (field, bool) {
+	n := l.build(k, level+1)
+	if n == nil {
+		return field{}, false
+	}
+	if !n.scalar() {
+		l.fail(k, "a key is "+n.kind.String()+", not a string", "")
+		return field{}, false
+	}
+	return field{key: n.text, kind: n.kind, at: l.pos(k)}, true
+}
+
+func (l *loader) merge(y *yaml.Node, value *node, set func(field)) bool {
+	maps := []*node{value}
+	if value.kind == kindList {
+		maps = value.items
+	}
+	for i := len(maps) - 1; i >= 0; i-- { // the first of a list wins
+		if maps[i].kind != kindMap {
+			l.fail(y, "the merge key << takes a mapping or a list of mappings, this is "+maps[i].kind.String(), "write <<: *anchor")
+			return false
+		}
+		if l.total += len(maps[i].fields); l.total > maxNodes {
+			l.fail(y, fmt.Sprintf("the file has more than %d values with its merge keys written out", maxNodes), "")
+			return false
+		}
+		for _, f := range maps[i].fields {
+			set(f)
+		}
+	}
+	return true
+}
+
+// syntaxError finds where the YAML goes wrong. The parser tells a line that is often the one of the surrounding block
+// and no column, so the place is the line after the longest beginning of the file that is valid.
+func syntaxError(file string, src []byte, err error) (p pos, message, hint string) {
+	message = strings.TrimPrefix(err.Error(), "yaml: ")
+	if rest, ok := strings.CutPrefix(message, "line "); ok {
+		if num, tail, ok := strings.Cut(rest, ": "); ok && strings.Trim(num, "0123456789") == "" {
+			message = tail
+		}
+	}
+	if name, ok := strings.CutPrefix(message, "unknown anchor '"); ok {
+		name, _, _ = strings.Cut(name, "'")
+		message = fmt.Sprintf("the anchor %q is not defined", name)
+		hint = "anchors are defined with &" + name + " before they are used, in the same file"
+	} else {
+		message = "invalid YAML: " + message
+	}
+	line := firstBadLine(src)
+	text := lineOf(src, line)
+	p = pos{file: file, line: line, col: 1 + len(text) - len(bytes.TrimLeft(text, " \t"))}
+	if hint == "" && bytes.HasPrefix(bytes.TrimLeft(text, " "), []byte("\t")) {
+		hint = "YAML does not allow tabs for indentation"
+	}
+	return p, message, hint
+}
+
+func lineOf(src []byte, line int) []byte {
+	for ; line > 1; line-- {
+		i := bytes.IndexByte(src, '\n')
+		if i < 0 {
+			return nil
+		}
+		src = src[i+1:]
+	}
+	text, _, _ := bytes.Cut(src, []byte("\n"))
+	return text
+}
+
+// firstBadLine returns the 1-based line in which a file that does not parse stops being YAML. It parses at most some
+// megabytes; what it returns is exact below that.
+func firstBadLine(src []byte) int {
+	ends := []int{0} // ends[k] is where line k ends
+	for i, c := range src {
+		if c == '\n' {
+			ends = append(ends, i+1)
+		}
+	}
+	if last := ends[len(ends)-1]; last < len(src) {
+		ends = append(ends, len(src))
+	}
+	budget := 16 << 20
+	valid := func(k int) bool {
+		budget -= ends[k] + 100
+		dec := yaml.NewDecoder(bytes.NewReader(src[:ends[k]]))
+		for {
+			var doc yaml.Node
+			if err := dec.Decode(&doc); err != nil {
+				return errors.Is(err, io.EOF)
+			}
+		}
+	}
+	good, bad := 0, len(ends)-1
+	for good+1 < bad {
+		if mid := (good + bad) / 2; valid(mid) {
+			good = mid
+		} else {
+			bad = mid
+		}
+	}
+	// A beginning that ends inside a quoted or bracketed value is invalid although the file goes on well.
+	for k := good + 2; k < len(ends)-1 && k < good+400 && budget > 0; k++ {
+		if valid(k) {
+			good = k
+		}
+	}
+	return min(good+1, max(1, len(ends)-1))
+}
