@@ -1,0 +1,111 @@
+// Package placement says which agent gets a job. It is pure: callers tell it who has how much room and it answers; it
+// knows nothing of sessions, clocks or the network.
+package placement
+
+import "container/heap"
+
+// Pool is a set of agents that are interchangeable for some runner's jobs, ordered so that the one with the most free
+// slots comes first and, among equals, the one that was chosen longest ago: work spreads evenly. The zero value is an
+// empty pool. A Pool is not safe for concurrent use. Every operation costs O(log n) for n agents.
+type Pool struct {
+	byAgent map[string]*entry
+	order   entries
+	turn    uint64
+}
+
+// Set adds an agent or changes its number of free slots, which may be negative while an agent that shrank still has
+// more jobs than slots.
+func (p *Pool) Set(agent string, free int) {
+	if e, ok := p.byAgent[agent]; ok {
+		if e.free != free {
+			e.free = free
+			heap.Fix(&p.order, e.index)
+		}
+		return
+	}
+	if p.byAgent == nil {
+		p.byAgent = make(map[string]*entry)
+	}
+	e := &entry{agent: agent, free: free}
+	p.byAgent[agent] = e
+	heap.Push(&p.order, e)
+}
+
+// Remove takes an agent out: gone, draining, or no longer matching.
+func (p *Pool) Remove(agent string) {
+	if e, ok := p.byAgent[agent]; ok {
+		heap.Remove(&p.order, e.index)
+		delete(p.byAgent, agent)
+	}
+}
+
+// Best returns the agent that should get the next job, or false if none has a free slot.
+func (p *Pool) Best() (agent string, ok bool) {
+	if len(p.order) == 0 || p.order[0].free <= 0 {
+		return "", false
+	}
+	return p.order[0].agent, true
+}
+
+// Chosen notes that an agent was given a job, so that its equals come before it the next time.
+func (p *Pool) Chosen(agent string) {
+	if e, ok := p.byAgent[agent]; ok {
+		p.turn++
+		e.turn = p.turn
+		heap.Fix(&p.order, e.index)
+	}
+}
+
+// Len returns the number of agents in the pool.
+func (p *Pool) Len() int { return len(p.order) }
+
+// Agents calls yield for each agent, in no particular order, until it returns false.
+func (p *Pool) Agents(yield func(agent string) bool) {
+	for _, e := range p.order {
+		if !yield(e.agent) {
+			return
+		}
+	}
+}
+
+type entry struct {
+	agent string
+	free  int
+	turn  uint64
+	index int
+}
+
+// entries implements heap.Interface.
+type entries []*entry
+
+func (o entries) Len() int { return len(o) }
+
+func (o entries) Less(i, j int) bool {
+	a, b := o[i], o[j]
+	if a.free != b.free {
+		return a.free > b.free
+	}
+	if a.turn != b.turn {
+		return a.turn < b.turn
+	}
+	return a.agent < b.agent
+}
+
+func (o entries) Swap(i, j int) {
+	o[i], o[j] = o[j], o[i]
+	o[i].index, o[j].index = i, j
+}
+
+func (o *entries) Push(x any) {
+	e := x.(*entry)
+	e.index = len(*o)
+	*o = append(*o, e)
+}
+
+func (o *entries) Pop() any {
+	last := len(*o) - 1
+	e := (*o)[last]
+	(*o)[last] = nil
+	*o = (*o)[:last]
+	return e
+}
