@@ -1,0 +1,224 @@
+//go:build unix
+
+package folder
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Create makes a job folder that can be run: folder, payload.json and spec.json, all synced. The folder may exist
+// already, with its payload and prefix; a spec.json in it is an error that satisfies errors.Is(err, fs.ErrExist).
+func Create(path string, spec Spec, payload []byte) error {
+	f, err := Make(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if err := f.WritePayload(payload); err != nil {
+		return err
+	}
+	return f.WriteSpec(spec)
+}
+
+// Make makes an empty job folder with mode 0700 (its parent must exist), syncs the parent and opens it. A folder that
+// exists is opened, and its mode set.
+func Make(path string) (*Folder, error) {
+	err := os.Mkdir(path, 0o700)
+	made := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make job folder: %w", err)
+	}
+	f, err := Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.dir.Chmod(0o700); err != nil {
+		return nil, errors.Join(fmt.Errorf("make job folder: %w", err), f.Close())
+	}
+	if made {
+		if err := syncPath(filepath.Dir(path)); err != nil {
+			return nil, errors.Join(fmt.Errorf("make job folder: %w", err), f.Close())
+		}
+	}
+	return f, nil
+}
+
+// WritePayload writes payload.json and syncs it; that the name lasts is seen to by WriteSpec. Writing the same job's
+// payload again replaces it, which is allowed until spec.json is there.
+func (f *Folder) WritePayload(payload []byte) error {
+	if len(payload) > MaxPayload {
+		return fmt.Errorf("write %s: it is %d bytes long, more than the limit of %d", PayloadFile, len(payload), MaxPayload)
+	}
+	if err := f.absent(SpecFile); err != nil {
+		return fmt.Errorf("write %s: %w", PayloadFile, err)
+	}
+	return f.replace(PayloadFile, payload)
+}
+
+// WriteSpec syncs the prefix, writes spec.json and syncs folder and file: from here on the job can be run. Version is
+// filled in. The prefix file must have spec.PrefixLength bytes (none and no file is the same) and payload.json must be
+// there. A spec.json that is there already is an error that satisfies errors.Is(err, fs.ErrExist).
+func (f *Folder) WriteSpec(spec Spec) error {
+	if err := f.absent(SpecFile); err != nil {
+		return fmt.Errorf("write %s: %w", SpecFile, err)
+	}
+	if err := f.syncPrefix(spec.PrefixLength); err != nil {
+		return fmt.Errorf("write %s: %w", SpecFile, err)
+	}
+	if _, err := f.root.Lstat(PayloadFile); err != nil {
+		return fmt.Errorf("write %s: %w", SpecFile, err)
+	}
+	spec.Version = Version
+	b, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", SpecFile, err)
+	}
+	if len(b) > MaxSpec {
+		return fmt.Errorf("write %s: it is %d bytes long, more than the limit of %d", SpecFile, len(b), MaxSpec)
+	}
+	if err := f.replace(SpecFile, b); err != nil {
+		return err
+	}
+	return f.sync(SpecFile)
+}
+
+// OpenPrefix opens the prefix for appending and makes it if needed; the caller owns the file. What a previous process of
+// the agent wrote is kept.
+func (f *Folder) OpenPrefix() (*os.File, error) {
+	file, err := f.root.OpenFile(PrefixFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", PrefixFile, err)
+	}
+	return file, nil
+}
+
+// WriteSuffix writes the suffix whole and synced. It is for jobs that ended without a result, after their process is
+// gone, and can be written once: a suffix that is there already is an error that satisfies errors.Is(err, fs.ErrExist).
+func (f *Folder) WriteSuffix(text []byte) error {
+	if err := f.absent(SuffixFile); err != nil {
+		return fmt.Errorf("write %s: %w", SuffixFile, err)
+	}
+	if err := f.replace(SuffixFile, text); err != nil {
+		return err
+	}
+	return f.sync(SuffixFile)
+}
+
+// WriteStarted raises the fence: file and folder are synced when it returns nil. An error that satisfies
+// errors.Is(err, fs.ErrExist) means that the job was started before, by whomever: it must not start again. After any
+// other error the fence may stand or not, so the caller must not start the job either.
+func (f *Folder) WriteStarted(s Started) error {
+	s.Version = Version
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", StartedFile, err)
+	}
+	file, err := f.root.OpenFile(StartedFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", StartedFile, err)
+	}
+	if err := writeSyncClose(file, b); err != nil {
+		return fmt.Errorf("write %s: %w", StartedFile, err)
+	}
+	return f.sync(StartedFile)
+}
+
+// WriteResult puts result.json in place, synced, in one step. The caller has synced the trace.
+func (f *Folder) WriteResult(r Result) error {
+	r.Version = Version
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", ResultFile, err)
+	}
+	if err := f.replace(ResultFile, b); err != nil {
+		return err
+	}
+	return f.sync(ResultFile)
+}
+
+// OpenForJob opens one of the job's own files (the trace, the log) for appending and makes it with mode 0600 if needed.
+func (f *Folder) OpenForJob(name string) (*os.File, error) {
+	file, err := f.root.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	return file, nil
+}
+
+func (f *Folder) absent(name string) error {
+	_, err := f.root.Lstat(name)
+	if err == nil {
+		return &fs.PathError{Op: "create", Path: name, Err: fs.ErrExist}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (f *Folder) syncPrefix(length int64) error {
+	file, err := f.openRegular(PrefixFile)
+	if errors.Is(err, fs.ErrNotExist) && length == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil {
+		return fmt.Errorf("look at %s: %w", PrefixFile, err)
+	}
+	if info.Size() != length {
+		return fmt.Errorf("%s has %d bytes, prefix_length is %d", PrefixFile, info.Size(), length)
+	}
+	if err := file.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", PrefixFile, err)
+	}
+	return nil
+}
+
+// replace writes name under a temporary name, syncs it and renames it. The folder is not synced.
+func (f *Folder) replace(name string, b []byte) error {
+	temporary := "." + name + ".new"
+	file, err := f.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	if err := writeSyncClose(file, b); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	if err := f.root.Rename(temporary, name); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}
+
+func (f *Folder) sync(name string) error {
+	if err := f.dir.Sync(); err != nil {
+		return fmt.Errorf("write %s: sync the folder: %w", name, err)
+	}
+	return nil
+}
+
+func writeSyncClose(file *os.File, b []byte) error {
+	_, err := file.Write(b)
+	if err == nil {
+		err = file.Sync()
+	}
+	return errors.Join(err, file.Close())
+}
+
+func syncPath(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = dir.Sync()
+	return errors.Join(err, dir.Close())
+}
