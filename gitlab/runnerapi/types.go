@@ -26,6 +26,7 @@ const (
 	HeaderLastUpdate          = "X-Gitlab-Last-Update"
 	HeaderTraceUpdateInterval = "X-Gitlab-Trace-Update-Interval"
 	HeaderBuildsPolling       = "Gitlab-Ci-Builds-Polling"
+	HeaderRequestID           = "X-Request-Id"
 )
 
 // FailureReason is GitLab's name for why a job failed.

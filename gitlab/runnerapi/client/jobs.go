@@ -1,0 +1,145 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+)
+
+// RequestStatus is what GitLab did with a request for a job.
+type RequestStatus int
+
+const (
+	// NoJob (204): there is none, or nothing changed, or something did while the request was held.
+	NoJob RequestStatus = iota
+	// JobReceived (201): GitLab has given the job away; it must not be lost.
+	JobReceived
+	// Conflict (409): others took the jobs that were looked at; there may be more.
+	Conflict
+)
+
+// RequestResult is GitLab's answer to a request for a job.
+type RequestResult struct {
+	Status RequestStatus
+	// Payload is the body of the 201, byte for byte; Envelope is what was read of it. Only with JobReceived.
+	Payload  []byte
+	Envelope runnerapi.Envelope
+	// LastUpdate is the queue's value that the answer carried; it may be missing with every status.
+	LastUpdate    string
+	HasLastUpdate bool
+	// ServerCA is the PEM of the CAs that the connection's certificate leads to, if they are not among the system's.
+	// Only with JobReceived.
+	ServerCA string
+	// CorrelationID is the X-Request-Id under which GitLab logged the request.
+	CorrelationID string
+	// Held is the time from the call to the header of the answer.
+	Held time.Duration
+}
+
+// RequestJob asks for a job (POST /jobs/request). With a LastUpdate that is the queue's current value GitLab may hold the
+// request until something changes: such a request belongs to LaneWatch.
+//
+// Every status but 201, 204 and 409 is a *StatusError. After any error a job may have been given away whose payload did
+// not arrive; without two-phase commit GitLab then waits for a job that nobody runs.
+func (c *Client) RequestJob(ctx context.Context, r runnerapi.JobRequest, lane Lane) (*RequestResult, error) {
+	timeout := claimTimeout
+	if lane == LaneWatch {
+		timeout = watchTimeout
+	}
+	res, err := c.sendJSON(ctx, &request{
+		lane: lane, timeout: timeout, method: http.MethodPost, path: "jobs/request",
+		tokenHeader: runnerapi.HeaderRunnerToken, token: r.Token, json: true,
+	}, r)
+	if err != nil {
+		return nil, err
+	}
+	defer res.close()
+	result := &RequestResult{CorrelationID: requestID(res.Request, res.Response), Held: res.took}
+	if v := res.Header[runnerapi.HeaderLastUpdate]; len(v) > 0 && v[0] != "" {
+		result.LastUpdate, result.HasLastUpdate = v[0], true
+	}
+	switch res.StatusCode {
+	case http.StatusNoContent:
+		result.Status = NoJob
+	case http.StatusConflict:
+		result.Status = Conflict
+	case http.StatusCreated:
+		if result.Payload, err = res.read(maxPayload); err != nil {
+			return nil, err
+		}
+		if err := readEnvelope(result.Payload, &result.Envelope); err != nil {
+			return nil, &StatusError{
+				Method: http.MethodPost, URL: res.url, Code: res.StatusCode, Message: err.Error(), HTML: looksLikeHTML(result.Payload),
+			}
+		}
+		result.Status = JobReceived
+		result.ServerCA = c.serverCA.of(res.TLS)
+	default:
+		return nil, res.statusError(c.now())
+	}
+	return result, nil
+}
+
+func readEnvelope(payload []byte, e *runnerapi.Envelope) error {
+	switch err := json.Unmarshal(payload, e); {
+	case err != nil && looksLikeHTML(payload):
+		return fmt.Errorf("answered with an HTML page; is the URL of the GitLab right?")
+	case err != nil:
+		return fmt.Errorf("the job's payload (%d bytes) is not readable: %w", len(payload), err)
+	case e.ID <= 0:
+		return fmt.Errorf("the job's payload (%d bytes) has no id", len(payload))
+	case e.Token == "":
+		return fmt.Errorf("the payload of job %d has no token", e.ID)
+	}
+	return nil
+}
+
+// Verify asks whether GitLab knows the runner (POST /runners/verify) and tells it who asks. GitLab's 403 is a
+// *StatusError: the token is wrong or the runner was deleted.
+func (c *Client) Verify(ctx context.Context, r runnerapi.VerifyRequest) (*runnerapi.VerifyResponse, error) {
+	res, err := c.sendJSON(ctx, &request{
+		lane: laneReport, timeout: verifyTimeout, method: http.MethodPost, path: "runners/verify",
+		tokenHeader: runnerapi.HeaderRunnerToken, token: r.Token, json: true,
+	}, r)
+	if err != nil {
+		return nil, err
+	}
+	defer res.close()
+	if res.StatusCode != http.StatusOK {
+		return nil, res.statusError(c.now())
+	}
+	body, err := res.read(maxAnswer)
+	if err != nil {
+		return nil, err
+	}
+	if looksLikeHTML(bytes.TrimSpace(body)) {
+		res.Body = io.NopCloser(bytes.NewReader(body))
+		return nil, res.statusError(c.now())
+	}
+	verified := new(runnerapi.VerifyResponse)
+	// An old GitLab answers 200 with a text; that it knows the token is all that matters.
+	if json.Valid(body) {
+		if err := json.Unmarshal(body, verified); err != nil {
+			verified = new(runnerapi.VerifyResponse)
+		}
+	}
+	return verified, nil
+}
+
+// sendJSON sends v as the body.
+func (c *Client) sendJSON(ctx context.Context, r *request, v any) (*response, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return nil, &TransportError{Method: r.method, URL: r.path, Err: fmt.Errorf("encode the request: %w", err)}
+	}
+	r.contentType = "application/json"
+	r.length = int64(len(body))
+	r.rewind = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	return c.send(ctx, r)
+}

@@ -1,0 +1,68 @@
+package client
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+const (
+	dialTimeout         = 30 * time.Second
+	tlsHandshakeTimeout = 10 * time.Second
+	idleConnTimeout     = 90 * time.Second
+	// A peer that is silent this long with data or a probe outstanding is gone: a NAT forgot the connection, a host died.
+	deadPeerTimeout = 45 * time.Second
+	// maxIdleConns of a lane: one connection per held watch where HTTP/2 is not spoken.
+	maxIdleConns = 512
+)
+
+func newTransports(config *tls.Config) [laneCount]*http.Transport {
+	var transports [laneCount]*http.Transport
+	for lane := range transports {
+		transports[lane] = newTransport(config.Clone())
+	}
+	return transports
+}
+
+func newTransport(config *tls.Config) *http.Transport {
+	dialer := &net.Dialer{
+		Timeout: dialTimeout,
+		KeepAliveConfig: net.KeepAliveConfig{
+			Enable:   true,
+			Idle:     30 * time.Second,
+			Interval: 5 * time.Second,
+			Count:    3,
+		},
+		Control: limitUnacknowledged,
+	}
+	return &http.Transport{
+		Proxy:               proxy,
+		DialContext:         dialer.DialContext,
+		TLSClientConfig:     config,
+		TLSHandshakeTimeout: tlsHandshakeTimeout,
+		MaxIdleConns:        maxIdleConns,
+		MaxIdleConnsPerHost: maxIdleConns,
+		IdleConnTimeout:     idleConnTimeout,
+		ForceAttemptHTTP2:   true,
+		// Answers are small or incompressible where it matters, and a limit on decompressed bytes is one more thing to get wrong.
+		DisableCompression: true,
+		WriteBufferSize:    32 << 10,
+		ReadBufferSize:     16 << 10,
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: 30 * time.Second,
+			PingTimeout:     15 * time.Second,
+		},
+	}
+}
+
+// proxy is the one from the environment. Its error does not repeat the address, which may carry a password.
+func proxy(r *http.Request) (*url.URL, error) {
+	u, err := http.ProxyFromEnvironment(r)
+	if err != nil {
+		return nil, errors.New("HTTPS_PROXY or HTTP_PROXY in the environment is not a valid address of a proxy")
+	}
+	return u, nil
+}
