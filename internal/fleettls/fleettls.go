@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -36,19 +35,17 @@ func AgentID(leaf *x509.Certificate) (string, error) {
 }
 
 // FirstContact is the client's configuration before it has a certificate: the server must present a chain that leads to
-// a CA with the join token's digest. found is called, once per successful handshake, with that CA. now is nil for the
-// real clock.
+// a CA with the join token's digest. found is called, once per successful handshake, with that CA.
 //
 // The handshake's error wraps ErrWrongCA if no such CA is in the chain; otherwise it is the verification's own.
-func FirstContact(token jointoken.Token, now func() time.Time, found func(ca *x509.Certificate)) *tls.Config {
+func FirstContact(token jointoken.Token, found func(ca *x509.Certificate)) *tls.Config {
 	return &tls.Config{
 		MinVersion: MinVersion,
 		ServerName: ServerName,
-		Time:       now,
 		// The roots are not known beforehand; VerifyConnection does the whole verification.
 		InsecureSkipVerify: true, //nolint:gosec // see VerifyConnection
 		VerifyConnection: func(state tls.ConnectionState) error {
-			ca, err := verifyFirstContact(state.PeerCertificates, token, now)
+			ca, err := verifyFirstContact(state.PeerCertificates, token)
 			if err != nil {
 				return err
 			}
@@ -58,7 +55,7 @@ func FirstContact(token jointoken.Token, now func() time.Time, found func(ca *x5
 	}
 }
 
-func verifyFirstContact(chain []*x509.Certificate, token jointoken.Token, now func() time.Time) (*x509.Certificate, error) {
+func verifyFirstContact(chain []*x509.Certificate, token jointoken.Token) (*x509.Certificate, error) {
 	if len(chain) == 0 {
 		return nil, errors.New("the server presented no certificate")
 	}
@@ -80,9 +77,6 @@ func verifyFirstContact(chain []*x509.Certificate, token jointoken.Token, now fu
 		return nil, fmt.Errorf("%w: its CA certificate is not self-signed: %w", ErrWrongCA, err)
 	}
 	options := x509.VerifyOptions{Roots: roots, Intermediates: intermediates, DNSName: ServerName}
-	if now != nil {
-		options.CurrentTime = now()
-	}
 	if _, err := chain[0].Verify(options); err != nil {
 		return nil, fmt.Errorf("verify the server's certificate: %w", err)
 	}

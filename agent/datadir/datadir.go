@@ -1,0 +1,104 @@
+//go:build unix
+
+// Package datadir is an agent's folder on its host:
+//
+//	agent.lock                 flock(2)ed by the running agent; holds its PID
+//	agent.key, agent.crt, …    who the agent is, see package identity
+//	jobs/<name>/               one folder for each job that the agent holds, see package supervisor
+//	builds/, cache/            where the shell executor works, unless it is told otherwise
+package datadir
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+const (
+	lockName = "agent.lock"
+	jobsName = "jobs"
+)
+
+// InUseError says that another agent process works in the folder.
+type InUseError struct {
+	Path string
+	PID  int // 0 if it is not known
+}
+
+func (e *InUseError) Error() string {
+	who := "another agent"
+	if e.PID > 0 {
+		who += " (process " + strconv.Itoa(e.PID) + ")"
+	}
+	return fmt.Sprintf("%s uses the data folder %s: stop it, or give this agent a folder of its own with --data", who, e.Path)
+}
+
+// Dir is an agent's data folder, held by this process until Close.
+type Dir struct {
+	path string
+	lock *os.File
+}
+
+// Open makes the folder (mode 0700; its parents as needed) and takes it for this process. It returns an *InUseError if
+// another process has it. The path is made absolute.
+func Open(path string) (*Dir, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("data folder %q: %w", path, err)
+	}
+	for _, dir := range []string{abs, filepath.Join(abs, jobsName)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the data folder: %w (choose another with --data)", err)
+		}
+	}
+	if err := os.Chmod(filepath.Join(abs, jobsName), 0o700); err != nil {
+		return nil, fmt.Errorf("close the jobs' folder to others: %w", err)
+	}
+	lock, err := takeLock(abs)
+	if err != nil {
+		return nil, err
+	}
+	return &Dir{path: abs, lock: lock}, nil
+}
+
+func takeLock(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the data folder: %w (choose another with --data)", err)
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		text, _ := io.ReadAll(io.LimitReader(f, 32))
+		pid, _ := strconv.Atoi(string(bytes.TrimSpace(text)))
+		return nil, errors.Join(&InUseError{Path: dir, PID: pid}, f.Close())
+	}
+	if err == nil {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock the data folder %s: %w", dir, errors.Join(err, f.Close()))
+	}
+	return f, nil
+}
+
+// Close lets the folder go.
+func (d *Dir) Close() error {
+	if err := d.lock.Close(); err != nil {
+		return fmt.Errorf("unlock the data folder: %w", err)
+	}
+	return nil
+}
+
+// Path is the folder's absolute path.
+func (d *Dir) Path() string { return d.path }
+
+// Jobs is the folder with one folder for each job.
+func (d *Dir) Jobs() string { return filepath.Join(d.path, jobsName) }

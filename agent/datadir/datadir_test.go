@@ -1,0 +1,70 @@
+//go:build linux
+
+package datadir
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestOneAgentPerFolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "deep", "data")
+	first, err := Open(path)
+	require.NoError(t, err)
+
+	_, err = Open(path)
+	var used *InUseError
+	require.ErrorAs(t, err, &used)
+	require.Equal(t, os.Getpid(), used.PID)
+	require.ErrorContains(t, err, "--data")
+
+	require.NoError(t, first.Close())
+	again, err := Open(path)
+	require.NoError(t, err)
+	require.Equal(t, filepath.Join(path, "jobs"), again.Jobs())
+	info, err := os.Stat(again.Jobs())
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
+	require.NoError(t, again.Close())
+}
+
+func TestOpenSaysWhatToDoWhenItCannot(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	_, err := Open(filepath.Join(file, "data"))
+	require.ErrorContains(t, err, "--data")
+}
+
+func TestRoom(t *testing.T) {
+	const mib, gib = 1 << 20, 1 << 30
+	for name, tc := range map[string]struct {
+		free, size, freeInodes, inodes uint64
+		want                           string
+	}{
+		"plenty":                        {free: 50 * gib, size: 100 * gib, freeInodes: 1e6, inodes: 2e6},
+		"1 % of 50 GiB":                 {free: 511 * mib, size: 50 * gib, want: "511 MiB are free, 512 MiB are needed"},
+		"exactly 1 %":                   {free: 512 * mib, size: 50 * gib},
+		"at least 100 MiB":              {free: 99 * mib, size: 2 * gib, want: "100 MiB are needed"},
+		"at most 1 GiB":                 {free: 1 * gib, size: 900 * gib},
+		"small filesystem":              {free: 20 * mib, size: 100 * mib},
+		"small filesystem, nearly full": {free: 9 * mib, size: 100 * mib, want: "10 MiB are needed"},
+		"no inodes":                     {free: 50 * gib, size: 100 * gib, freeInodes: 999, inodes: 1e6, want: "999 free inodes"},
+		"inodes unlimited":              {free: 50 * gib, size: 100 * gib},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := room("/data", tc.free, tc.size, tc.freeInodes, tc.inodes)
+			if tc.want == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, tc.want)
+			}
+		})
+	}
+	d, err := Open(t.TempDir())
+	require.NoError(t, err)
+	_ = d.Room() // whatever it says: it must not fail to look
+	require.NoError(t, d.Close())
+}
