@@ -1,0 +1,84 @@
+// Package testbed tells tests whether a real component they talk to is there.
+//
+// A test that needs one calls Need first. On a machine without the component the test is skipped and says what is
+// missing; where the environment variable SWITCHYARD_REQUIRE (names, separated by commas) lists the component, its
+// absence is a failure: that is how CI makes sure that nothing is skipped by accident. `make testbed` installs
+// what it can.
+package testbed
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// RequireVariable names the environment variable with the components that must not be missing.
+const RequireVariable = "SWITCHYARD_REQUIRE"
+
+// A Component is something outside the Go program that a test talks to.
+type Component string
+
+// The components that tests use.
+const (
+	Git  Component = "git"
+	Bash Component = "bash"
+)
+
+// Components returns all of them.
+func Components() []Component { return []Component{Git, Bash} }
+
+// Check returns nil when the component can be used, else why it cannot and how to get it.
+func (c Component) Check() error {
+	switch c {
+	case Git, Bash:
+		if _, err := exec.LookPath(string(c)); err != nil {
+			return fmt.Errorf("%s is not installed (%w); `make testbed` installs it on Debian as root", c, err)
+		}
+		return nil
+	default:
+		return fmt.Errorf("there is no component %q; known are %v", string(c), Components())
+	}
+}
+
+// Need returns when the components are there. Otherwise it skips the test, or fails it if a missing one is listed in
+// SWITCHYARD_REQUIRE or is none of Components. Like t.Skip it must be called by the test's own goroutine.
+func Need(t testing.TB, components ...Component) {
+	t.Helper()
+	for _, c := range components {
+		err := c.Check()
+		switch {
+		case err == nil:
+		case !slices.Contains(Components(), c):
+			t.Fatal(err)
+		case slices.Contains(required(), c):
+			t.Fatalf("%s lists %s, but %v", RequireVariable, c, err)
+		default:
+			t.Skipf("needs %s: %v", c, err)
+		}
+	}
+}
+
+// CheckRequired returns nil when all that SWITCHYARD_REQUIRE lists is known and there.
+func CheckRequired() error {
+	var errs []error
+	for _, c := range required() {
+		if err := c.Check(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", RequireVariable, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func required() []Component {
+	var list []Component
+	for name := range strings.SplitSeq(os.Getenv(RequireVariable), ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			list = append(list, Component(name))
+		}
+	}
+	return list
+}
