@@ -31,9 +31,9 @@ func newMachine(t *testing.T, script string, commands ...string) *machine {
 	m.script = filepath.Join(m.dir, ".ci", script)
 	require.NoError(t, os.WriteFile(m.script, text, 0o700))
 	for _, command := range append(commands, "bash", "env") {
-		real, err := exec.LookPath(command)
+		found, err := exec.LookPath(command)
 		require.NoError(t, err)
-		require.NoError(t, os.Symlink(real, filepath.Join(m.path, command)))
+		require.NoError(t, os.Symlink(found, filepath.Join(m.path, command)))
 	}
 	return m
 }
