@@ -1,0 +1,184 @@
+package dispatch
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/switchyard-ci/switchyard/controlplane/store"
+	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
+)
+
+// agent is what the dispatcher knows of an enrolled agent that it has heard of since its start, or that still holds a
+// job. All of it is guarded by the dispatcher's lock.
+type agent struct {
+	id, name  string
+	bootID    string
+	hostID    string
+	hostname  string
+	version   string
+	os, arch  string
+	labels    map[string]string
+	executors map[string]*fleetv1.Executor
+	slots     int
+	draining  bool
+
+	session  *session // nil while it is away
+	lastSeen time.Time
+	leases   map[*lease]struct{}
+	jobs     map[int64]*job // those that it holds the current epoch of, reported ones excluded
+	pools    []*pool
+	lost     *time.Timer // runs while it is away with jobs
+	trace    *traceStream
+}
+
+func (d *Dispatcher) agentLocked(id, name string) *agent {
+	a := d.agents[id]
+	if a == nil {
+		a = &agent{id: id, name: name, leases: make(map[*lease]struct{}), jobs: make(map[int64]*job)}
+		d.agents[id] = a
+	}
+	if name != "" {
+		a.name = name
+	}
+	return a
+}
+
+// attachLocked makes s the agent's session and answers for every job that the agent holds.
+func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) *fleetv1.Welcome {
+	a.session, a.lastSeen = s, time.Now()
+	a.bootID, a.hostID, a.hostname = h.GetBootId(), h.GetHostId(), h.GetHostname()
+	a.version, a.os, a.arch = h.GetVersion(), h.GetOs(), h.GetArch()
+	a.labels, a.slots, a.draining = h.GetLabels(), int(h.GetSlots()), h.GetDraining()
+	a.executors = make(map[string]*fleetv1.Executor, len(h.GetExecutors()))
+	for _, e := range h.GetExecutors() {
+		a.executors[e.GetName()] = e
+	}
+	if a.lost != nil {
+		a.lost.Stop()
+		a.lost = nil
+	}
+	w := &fleetv1.Welcome{
+		SessionId:  s.id,
+		Protocol:   protocolVersion,
+		PingPeriod: durationpb.New(d.cfg.PingPeriod),
+		StopAfter:  durationpb.New(d.cfg.StopAfter),
+		AgentName:  a.name,
+	}
+	listed := make(map[int64]store.JobState, len(h.GetJobs()))
+	for _, held := range h.GetJobs() {
+		v := d.verdictLocked(a, held)
+		w.Jobs = append(w.Jobs, v)
+		if v.GetVerdict() == fleetv1.Verdict_VERDICT_KEEP {
+			listed[held.GetRef().GetJob()] = heldState(held.GetState())
+		}
+	}
+	s.welcome(w)
+	for id, j := range a.jobs {
+		d.applyLocked(j, event{
+			kind: evUp, agent: a.id, state: listed[id],
+			reason: fmt.Sprintf("agent %s came back without the job: its data folder was lost or emptied", a.name),
+		})
+	}
+	for _, held := range h.GetJobs() { // results that were found while the agent was away
+		j := a.jobs[held.GetRef().GetJob()]
+		if j != nil && held.GetState() == fleetv1.JobState_JOB_STATE_FINISHED && held.GetResult() != nil {
+			d.applyLocked(j, event{
+				kind: evReport, agent: a.id, epoch: held.GetRef().GetEpoch(),
+				state: store.JobFinished, result: storeResult(held.GetResult()),
+			})
+		}
+	}
+	d.joinPoolsLocked(a)
+	d.serveAgentLocked(a)
+	return w
+}
+
+// verdictLocked answers for one job that an agent says it holds.
+func (d *Dispatcher) verdictLocked(a *agent, held *fleetv1.HeldJob) *fleetv1.JobVerdict {
+	ref := held.GetRef()
+	v := &fleetv1.JobVerdict{Ref: ref, Verdict: fleetv1.Verdict_VERDICT_KEEP}
+	j := d.jobs[ref.GetJob()]
+	switch {
+	case j == nil && held.GetState() >= fleetv1.JobState_JOB_STATE_FINISHED:
+		v.Verdict = fleetv1.Verdict_VERDICT_FORGET
+	case j == nil:
+		v.Verdict = fleetv1.Verdict_VERDICT_KILL
+	case j.life.epoch != ref.GetEpoch() || j.life.agent != a.id:
+		v.Verdict = fleetv1.Verdict_VERDICT_KILL
+	case j.life.phase < started:
+		// A promise that belongs to a session which is gone: the job is offered anew.
+		v.Verdict = fleetv1.Verdict_VERDICT_KILL
+	default:
+		v.Received = d.relay.Progress(ref.GetJob(), ref.GetEpoch()).Received
+		if j.life.cancel != cancelNone {
+			v.Cancel = &fleetv1.Cancel{Ref: ref, Mode: j.life.cancel.proto()}
+		}
+	}
+	return v
+}
+
+// detachLocked ends an agent's session; it does nothing if another one has taken its place.
+func (d *Dispatcher) detachLocked(a *agent, s *session) {
+	if a.session != s {
+		return
+	}
+	a.session = nil
+	a.lastSeen = s.lastHeard()
+	a.offerRoomLocked()
+	for _, j := range a.jobs {
+		d.applyLocked(j, event{kind: evDown, agent: a.id})
+	}
+	d.awaitLocked(a)
+}
+
+// awaitLocked starts the clock of an agent that is away: when its lease is over, its jobs are lost. An agent that holds
+// nothing is forgotten with its session.
+func (d *Dispatcher) awaitLocked(a *agent) {
+	if a.session != nil || a.lost != nil {
+		return
+	}
+	if len(a.jobs) == 0 && len(a.leases) == 0 {
+		return
+	}
+	a.lost = time.AfterFunc(time.Until(a.lastSeen.Add(d.cfg.LostAfter)), func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if a.session != nil || d.closed {
+			return
+		}
+		a.lost = nil
+		for _, j := range a.jobs {
+			d.applyLocked(j, event{kind: evLost, agent: a.id, reason: fmt.Sprintf(
+				"agent %s was lost: nothing was heard of it since %s", a.name, a.lastSeen.UTC().Format(time.RFC3339))})
+		}
+	})
+}
+
+// heldState is the store's word for how far an agent has come with a job that it may keep.
+func heldState(s fleetv1.JobState) store.JobState {
+	switch {
+	case s >= fleetv1.JobState_JOB_STATE_FINISHED:
+		return store.JobFinished
+	case s == fleetv1.JobState_JOB_STATE_STARTED:
+		return store.JobStarted
+	default:
+		return store.JobClaimed
+	}
+}
+
+func (m cancelMode) proto() fleetv1.CancelMode {
+	if m == cancelKill {
+		return fleetv1.CancelMode_CANCEL_MODE_KILL
+	}
+	return fleetv1.CancelMode_CANCEL_MODE_GRACEFUL
+}
+
+func storeResult(r *fleetv1.Result) *store.Result {
+	return &store.Result{
+		State: r.GetState(), FailureReason: r.GetFailureReason(), ExitCode: int(r.GetExitCode()), Message: r.GetMessage(),
+		TraceLength: r.GetTraceLength(), TraceCRC32: r.GetTraceCrc32(),
+		StartedAt: r.GetStartedAt().AsTime(), FinishedAt: r.GetFinishedAt().AsTime(),
+	}
+}

@@ -1,0 +1,184 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/switchyard-ci/switchyard/controlplane/relay"
+	"github.com/switchyard-ci/switchyard/controlplane/store"
+	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
+)
+
+// maxFrame is the greatest length of TraceRequest.data in bytes; see fleet.proto. The rule is checked here by hand: the
+// general validation would cost more than the transport of a frame.
+const maxFrame = 256 << 10
+
+// traceStream is one agent's Trace stream: what is to be told to the agent, the latest word for each job only.
+type traceStream struct {
+	mu    sync.Mutex
+	tell  map[int64]relay.Progress
+	ready chan struct{} // capacity 1
+}
+
+func (t *traceStream) put(job int64, p relay.Progress) {
+	t.mu.Lock()
+	t.tell[job] = p
+	t.mu.Unlock()
+	select {
+	case t.ready <- struct{}{}:
+	default:
+	}
+}
+
+// Trace takes the bytes of an agent's traces; see fleet.proto for the contract.
+func (d *Dispatcher) Trace(stream grpc.BidiStreamingServer[fleetv1.TraceRequest, fleetv1.TraceResponse]) error {
+	id, name, err := d.cfg.Identity(stream.Context())
+	if err != nil {
+		return err
+	}
+	ctx, end := context.WithCancelCause(stream.Context())
+	defer end(nil)
+	t := &traceStream{tell: make(map[int64]relay.Progress), ready: make(chan struct{}, 1)}
+
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return errStopping
+	}
+	d.sessions.Add(1)
+	d.receivers.Add(1)
+	a := d.agentLocked(id, name)
+	a.trace = t
+	for job, j := range a.jobs {
+		if j.life.phase >= started {
+			t.put(job, d.relay.Progress(job, j.life.epoch))
+		}
+	}
+	d.mu.Unlock()
+	defer d.sessions.Done()
+	stop := context.AfterFunc(d.stopping, func() { end(errStopping) })
+	defer stop()
+
+	go func() { // ends with the stream
+		defer d.receivers.Done()
+		end(d.receiveTrace(stream, a, t))
+	}()
+	err = answerTrace(ctx, stream, t)
+	d.mu.Lock()
+	if a.trace == t {
+		a.trace = nil
+	}
+	d.mu.Unlock()
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func (d *Dispatcher) receiveTrace(stream grpc.BidiStreamingServer[fleetv1.TraceRequest, fleetv1.TraceResponse], a *agent, t *traceStream) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		ref := m.GetRef()
+		if ref.GetJob() <= 0 || ref.GetEpoch() <= 0 || m.GetOffset() < 0 || len(m.GetData()) > maxFrame {
+			return status.Errorf(codes.InvalidArgument, "trace frame of job %d, epoch %d: offset %d, %d bytes (at most %d)",
+				ref.GetJob(), ref.GetEpoch(), m.GetOffset(), len(m.GetData()), maxFrame)
+		}
+		if !d.holds(a, ref) {
+			t.put(ref.GetJob(), relay.Progress{Epoch: ref.GetEpoch(), Verdict: relay.Stop})
+			continue
+		}
+		if p := d.relay.Append(ref.GetJob(), ref.GetEpoch(), m.GetOffset(), m.GetData()); p.Tell || p.Verdict != relay.Continue {
+			t.put(ref.GetJob(), p)
+		}
+	}
+}
+
+// holds says whether a job was started on this agent in this epoch.
+func (d *Dispatcher) holds(a *agent, ref *fleetv1.JobRef) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	j := a.jobs[ref.GetJob()]
+	return j != nil && j.life.epoch == ref.GetEpoch() && j.life.phase >= started
+}
+
+func answerTrace(ctx context.Context, stream grpc.BidiStreamingServer[fleetv1.TraceRequest, fleetv1.TraceResponse], t *traceStream) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-t.ready:
+		}
+		t.mu.Lock()
+		tell := t.tell
+		t.tell = make(map[int64]relay.Progress, len(tell))
+		t.mu.Unlock()
+		for job, p := range tell {
+			if err := stream.Send(&fleetv1.TraceResponse{
+				Ref:      &fleetv1.JobRef{Job: job, Epoch: p.Epoch},
+				Received: p.Received, Reported: p.Reported, Limit: p.Limit, Outcome: outcome(p.Verdict),
+			}); err != nil {
+				return fmt.Errorf("acknowledge trace: %w", err)
+			}
+		}
+	}
+}
+
+func outcome(v relay.Verdict) fleetv1.TraceOutcome {
+	switch v {
+	case relay.Resend:
+		return fleetv1.TraceOutcome_TRACE_OUTCOME_RESEND
+	case relay.Stop:
+		return fleetv1.TraceOutcome_TRACE_OUTCOME_STOP
+	default:
+		return fleetv1.TraceOutcome_TRACE_OUTCOME_CONTINUE
+	}
+}
+
+// Received implements relay.Events.
+func (d *Dispatcher) Received(id int64, p relay.Progress) {
+	if !p.Tell {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if j := d.jobs[id]; j != nil {
+		if a := d.agents[j.life.agent]; a != nil && a.trace != nil {
+			a.trace.put(id, p)
+		}
+	}
+}
+
+// GetJob gives a payload to the agent that accepted the job.
+func (d *Dispatcher) GetJob(ctx context.Context, req *fleetv1.GetJobRequest) (*fleetv1.GetJobResponse, error) {
+	id, _, err := d.cfg.Identity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ref := req.GetRef()
+	d.mu.Lock()
+	j := d.jobs[ref.GetJob()]
+	mine := j != nil && j.life.agent == id && j.life.epoch == ref.GetEpoch() && (j.life.phase == accepted || j.life.phase == started)
+	d.mu.Unlock()
+	if !mine {
+		return nil, status.Errorf(codes.NotFound, "job %d, epoch %d is not held by this agent", ref.GetJob(), ref.GetEpoch())
+	}
+	payload, err := d.cfg.Store.Payload(ctx, ref.GetJob(), ref.GetEpoch())
+	switch {
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrStale):
+		return nil, status.Errorf(codes.NotFound, "the payload of job %d is gone: %v", ref.GetJob(), err)
+	case err != nil:
+		return nil, status.Errorf(codes.Internal, "read the payload of job %d: %v", ref.GetJob(), err)
+	}
+	return &fleetv1.GetJobResponse{Payload: payload, ClaimedAt: timestamppb.New(j.row.ClaimedAt)}, nil
+}
