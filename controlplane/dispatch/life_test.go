@@ -201,7 +201,12 @@ func (w *world) do(ev event) {
 	if w.l.phase == ended && len(w.l.step(w.now, ev)) > 0 {
 		w.t.Fatalf("a job that has ended does something")
 	}
-	for _, a := range w.l.step(w.now, ev) {
+	stale := ev.kind == evReport && ev.epoch != w.l.epoch || ev.kind == evReply && (ev.epoch != w.l.epoch || ev.agent != w.l.agent)
+	acts := w.l.step(w.now, ev)
+	if stale && len(acts) > 0 {
+		w.t.Fatalf("a stale message has effects: %+v -> %+v", ev, acts)
+	}
+	for _, a := range acts {
 		switch a.kind {
 		case actRelease:
 			w.slots--
