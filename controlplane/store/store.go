@@ -20,6 +20,12 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrStale: the row has another epoch or a later state than the caller thinks.
 	ErrStale = errors.New("stale epoch or state")
+	// ErrFull: the store's disk is full and nothing was written. Claim nothing more; the next write may succeed.
+	ErrFull = errors.New("the store's disk is full")
+	// ErrDamaged: the store's files do not hold together any more.
+	ErrDamaged = errors.New("the store is damaged")
+	// ErrClosed: the store was used after Close.
+	ErrClosed = errors.New("the store is closed")
 )
 
 // JobState is how far a job has come in the store. It only grows; offered and accepted live in memory alone, because a
