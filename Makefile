@@ -65,7 +65,7 @@ testbed: ## what tests talk to: installed on Debian as root, elsewhere named if 
 .PHONY: unit
 unit: testbed ## the tests alone (TEST_PACKAGES=./..., TEST_FLAGS=)
 	@set -o pipefail; race=; \
-	if [ "$$(go env CGO_ENABLED)" = 1 ]; then race=-race; else echo 'no C compiler: without the race detector'; fi; \
+	if [ "$$(go env CGO_ENABLED)" = 1 ]; then race=-race; else echo 'cgo is off or finds no C compiler: without the race detector'; fi; \
 	go test -json $$race $(TEST_FLAGS) $(TEST_PACKAGES) | \
 	  go run ./internal/testreport $(if $(TEST_SUMMARY),-summary '$(TEST_SUMMARY)')
 
