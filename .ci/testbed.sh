@@ -4,12 +4,12 @@
 set -euo pipefail
 
 # Each component: the command that shows it is there, and Debian's packages.
-names=(git bash cc)
-declare -A packages=([git]=git [bash]=bash [cc]='gcc libc6-dev')
+names=(git bash gcc)
+declare -A packages=([git]=git [bash]=bash [gcc]='gcc libc6-dev')
 declare -A without=(
 	[git]='its tests skip'
 	[bash]='its tests skip'
-	[cc]='the tests run without the race detector'
+	[gcc]='the tests run without the race detector'
 )
 
 missing() {

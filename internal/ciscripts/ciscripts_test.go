@@ -118,15 +118,15 @@ func TestRunRequiresComponents(t *testing.T) {
 func TestTestbedWithAllThere(t *testing.T) {
 	m := newMachine(t, "testbed.sh")
 	m.fake("git", "")
-	m.fake("cc", "")
+	m.fake("gcc", "")
 	code, out := m.run("SWITCHYARD_REQUIRE=git,bash")
 	require.Zero(t, code, out)
-	require.Equal(t, "testbed: git bash cc: all there\n", out)
+	require.Equal(t, "testbed: git bash gcc: all there\n", out)
 }
 
 func TestTestbedNamesWhatIsMissing(t *testing.T) {
 	m := newMachine(t, "testbed.sh")
-	m.fake("cc", "")
+	m.fake("gcc", "")
 	code, out := m.run()
 	require.Zero(t, code, out)
 	require.Equal(t, "testbed: git is missing: its tests skip\n", out)
@@ -146,21 +146,21 @@ func TestTestbedInstallsOnDebianAsRoot(t *testing.T) {
 	m := newMachine(t, "testbed.sh", "cp")
 	m.fake("id", "echo 0")
 	m.fake("apt-get", `echo "apt-get $*"
-[[ $2 != install ]] || { cp "$BIN/id" "$BIN/git"; cp "$BIN/id" "$BIN/cc"; }
+[[ $2 != install ]] || { cp "$BIN/id" "$BIN/git"; cp "$BIN/id" "$BIN/gcc"; }
 `)
 	code, out := m.run("BIN="+m.path, "SWITCHYARD_REQUIRE=git,bash")
 	require.Zero(t, code, out)
 	require.Equal(t, `testbed: installing git gcc libc6-dev
 apt-get -q update
 apt-get -q install -y --no-install-recommends git gcc libc6-dev
-testbed: git bash cc: all there
+testbed: git bash gcc: all there
 `, out)
 }
 
 func TestTestbedWhereInstallingFails(t *testing.T) {
 	m := newMachine(t, "testbed.sh")
 	m.fake("id", "echo 0")
-	m.fake("cc", "")
+	m.fake("gcc", "")
 	m.fake("apt-get", "echo 'no network' >&2; exit 100")
 	code, out := m.run("SWITCHYARD_REQUIRE=git")
 	require.Equal(t, 1, code)

@@ -26,15 +26,17 @@ type Component string
 const (
 	Git  Component = "git"
 	Bash Component = "bash"
+	// GCC is asked for by no test; the race detector needs it, and CI can require it.
+	GCC Component = "gcc"
 )
 
 // Components returns all of them.
-func Components() []Component { return []Component{Git, Bash} }
+func Components() []Component { return []Component{Git, Bash, GCC} }
 
 // Check returns nil when the component can be used, else why it cannot and how to get it.
 func (c Component) Check() error {
 	switch c {
-	case Git, Bash:
+	case Git, Bash, GCC:
 		if _, err := exec.LookPath(string(c)); err != nil {
 			return fmt.Errorf("%s is not installed (%w); `make testbed` installs it on Debian as root", c, err)
 		}
