@@ -1,28 +1,50 @@
 package ciconfig
 
 import (
+	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
-// Compile returns the pipeline that a configuration means in the context of opt. file is the name for errors, src its
-// text; both stay the caller's. Compile has no state of its own: equal input gives equal output, and calls may run
-// concurrently if the callbacks of opt may.
+// Compile returns the pipeline that a configuration means in the context of opt. file is the name for errors and, for
+// files that include it, its path in the repository; src is its text. Both stay the caller's. Compile keeps no state:
+// equal input gives equal output, and calls may run concurrently if the callbacks of opt may.
 //
-// A configuration that is refused returns [Errors]. [ErrWorkflow] and [ErrNoJobs] are in the chain when the
-// configuration is valid but makes no pipeline in this context.
+// A configuration that is refused returns [Errors], as many at once as can be told apart. [ErrWorkflow] and [ErrNoJobs]
+// are in the chain when the configuration is valid but makes no pipeline in this context.
+//
+// The pipeline is the caller's; its jobs share slices, so that whoever changes one copies it first.
 func Compile(file string, src []byte, opt Options) (*Pipeline, error) {
-	c := &compiler{opt: opt, report: &report{files: []string{file}}}
-	root := load(file, src, c.report)
+	c := &compiler{
+		opt:     opt,
+		report:  &report{files: []string{file}},
+		context: contextLayers{predefined: newLayer(opt.Predefined), project: newLayer(opt.Project), pipeline: newLayer(opt.Pipeline)},
+	}
+	root := c.load(file, src)
 	if root == nil {
 		return nil, c.report.err()
 	}
-	c.read(root)
-	if err := c.report.err(); err != nil {
-		return nil, err
+	for _, step := range []func(*node) *node{
+		func(n *node) *node { return c.include(n, []string{file}) },
+		c.extend,
+		c.resolve,
+	} {
+		if root = step(root); len(c.report.errs) > 0 {
+			return nil, c.report.err()
+		}
+		if limit := root.tooBig(); limit != "" {
+			c.fail(root, "", "", "%s", limit)
+			return nil, c.report.err()
+		}
 	}
-	p := c.pipeline()
+	c.read(root)
+	if len(c.report.errs) == 0 {
+		c.checkNeeds()
+	}
+	if len(c.report.errs) > 0 {
+		return nil, c.report.err()
+	}
+	p := c.build()
 	if err := c.report.err(); err != nil {
 		return nil, err
 	}
@@ -31,177 +53,136 @@ func Compile(file string, src []byte, opt Options) (*Pipeline, error) {
 
 // compiler is the state of one Compile.
 type compiler struct {
-	opt    Options
-	report *report
+	opt     Options
+	report  *report
+	context contextLayers
 
-	stages       []string // .pre first, .post last
-	variables    []Variable
-	defaults     *node // `default`, with the top-level forms of its keywords
-	beforeScript []string
-	jobs         []*job
-	warnings     []string
+	nodes    int // values written in all files
+	includes int // files included
+	produced int // what the pipeline was made of so far, see spend
+
+	stages     []string       // .pre first, .post last
+	stageIndex map[string]int // into stages
+	globals    []Variable     // top-level variables
+	defaults   inheritable
+	workflow   workflow
+	jobs       []*job
+	byName     map[string]*job // as they are written
+	byInstance map[string]*job // after `parallel`
+	targetsOf  map[targetKey][]target
+	warnings   []string
 }
 
-// job is a job as it is written, before rules and parallel.
-type job struct {
-	name string
-	at   pos // of its name
-	path string
-
-	stage     string
-	variables []Variable
-	before    []string
-	script    []string
-	after     []string
-
-	needs         []need
-	needsDeclared bool
-
-	when          When
-	tags          []string
-	interruptible bool
+func (c *compiler) warn(message string) {
+	if !slices.Contains(c.warnings, message) && len(c.warnings) < maxErrors {
+		c.warnings = append(c.warnings, message)
+	}
 }
 
-// need is an entry of `needs` as it is written.
-type need struct {
-	job       string
-	at        pos
-	path      string
-	artifacts bool
-	optional  bool
+// near is [nearest] for hints, while there is room for another error.
+func (c *compiler) near(word string, candidates []string) string {
+	if len(c.report.errs) >= maxErrors {
+		return ""
+	}
+	return nearest(word, candidates)
 }
 
+// maxProduced bounds what a configuration may grow to: variables, needs and rules, counted for every instance of
+// every job.
+const maxProduced = 4_000_000
+
+// spend counts n things that the pipeline is made of. It reports false, once with an error, when there are too many.
+func (c *compiler) spend(n int) bool {
+	c.produced += n
+	if c.produced > maxProduced {
+		c.report.add(&Error{File: c.report.files[0], Message: "the pipeline is too large: variables, needs and rules of all jobs together are more than " + fmt.Sprint(maxProduced)})
+		return false
+	}
+	return true
+}
+
+// read reads the top level of a configuration in which includes, extends and references are written out.
 func (c *compiler) read(root *node) {
-	known := globalKeywords()
-	c.defaults = newMap(root.at, nil)
-	c.stages = []string{".pre", "build", "test", "deploy", ".post"}
+	c.setStages([]string{"build", "test", "deploy"})
 	if n := root.present("stages"); n != nil {
-		c.readStages(n)
+		if list, ok := c.nestedTexts(n, "stages"); ok {
+			c.setStages(list)
+			if len(list) == 0 {
+				c.fail(n, "stages", "leave the keyword out for build, test and deploy", "there is no stage")
+			}
+		}
 	}
 	if n := root.present("variables"); n != nil {
-		c.variables = c.readVariables(n, "variables", true)
+		c.globals = c.variables(n, "variables", globalVariables)
 	}
+	if n := root.present("workflow"); n != nil {
+		c.readWorkflow(n)
+	}
+	c.readDefaults(root)
+	known := globalKeywords()
 	for _, f := range root.fields {
-		supported, isKeyword := known[f.key]
+		supported, keyword := known[f.key]
 		switch {
-		case f.value.kind == kindNull && isKeyword:
-		case isKeyword && !supported:
-			c.report.at(f.at, f.key, notSupported(f.key), unsupportedHint(f.key))
-		case isKeyword:
-		case strings.HasPrefix(f.key, "."):
-		default:
+		case keyword:
+			if !supported && nonNull(f.value) {
+				c.report.at(f.at, f.key, notSupported(f.key), unsupportedHint(f.key))
+			}
+		case !strings.HasPrefix(f.key, "."):
 			if j := c.readJob(f); j != nil {
+				c.checkStage(j, f.value)
 				c.jobs = append(c.jobs, j)
 			}
 		}
 	}
+	if len(c.jobs) == 0 && len(c.report.errs) == 0 {
+		c.fail(root, "", "names that begin with a dot are not jobs", "the configuration has no job")
+	}
+	c.indexJobs()
 }
 
-func (c *compiler) readStages(n *node) {
-	list, ok := c.nestedTexts(n, "stages")
-	if !ok {
-		return
-	}
-	c.stages = []string{".pre"}
-	for _, s := range list {
-		if s != ".post" && !slices.Contains(c.stages, s) {
+// setStages puts .pre and .post where they belong, whatever the list says.
+func (c *compiler) setStages(list []string) {
+	c.stages, c.stageIndex = nil, map[string]int{}
+	add := func(s string) {
+		if _, ok := c.stageIndex[s]; !ok {
+			c.stageIndex[s] = len(c.stages)
 			c.stages = append(c.stages, s)
 		}
 	}
-	c.stages = append(c.stages, ".post")
+	add(".pre")
+	for _, s := range list {
+		if s != ".post" {
+			add(s)
+		}
+	}
+	add(".post")
 }
 
-func (c *compiler) readVariables(n *node, path string, _ bool) []Variable {
-	if n.kind != kindMap {
-		c.fail(n, path, "write KEY: value", "variables must be a mapping, they are %s", n.kind)
-		return nil
-	}
-	var out []Variable
-	for _, f := range n.fields {
-		here := join(path, f.key)
-		switch f.value.kind {
-		case kindString, kindInt:
-			out = append(out, Variable{Key: f.key, Value: f.value.text, Public: true})
-		default:
-			c.fail(f.value, here, "quote it", "a variable must be a string or an integer, it is %s", f.value.kind)
-		}
-	}
-	return out
-}
+// maxJobs is how many jobs a configuration may have after `parallel`.
+const maxJobs = 10_000
 
-func (c *compiler) readJob(f field) *job {
-	n, path := f.value, join("jobs", f.key)
-	j := &job{name: f.key, at: f.at, path: path, stage: "test", when: OnSuccess}
-	if n.kind != kindMap || !nonNull(n.get("script")) {
-		c.report.at(f.at, path, "the job has no script", "names that begin with a dot are not jobs: ."+f.key)
-		return nil
-	}
-	c.check(n, path, jobKeywords())
-	if v := n.present("stage"); v != nil {
-		if s, ok := c.text(v, join(path, "stage")); ok {
-			j.stage = s
-		}
-	}
-	if !slices.Contains(c.stages, j.stage) {
-		c.report.at(n.keyAt("stage"), join(path, "stage"), "the stage "+strconv.Quote(j.stage)+" does not exist", "stages: "+strings.Join(c.stages, ", "))
-	}
-	if v := n.present("variables"); v != nil {
-		j.variables = c.readVariables(v, join(path, "variables"), false)
-	}
-	for key, into := range map[string]*[]string{"before_script": &j.before, "script": &j.script, "after_script": &j.after} {
-		if v := n.present(key); v != nil {
-			*into, _ = c.commands(v, join(path, key))
-		}
-	}
-	if v := n.present("needs"); v != nil && v.kind == kindList {
-		j.needsDeclared = true
-		for i, it := range v.items {
-			here := join(join(path, "needs"), strconv.Itoa(i))
-			if name, ok := c.text(it, here); ok {
-				j.needs = append(j.needs, need{job: name, at: it.at, path: here, artifacts: true})
-			}
-		}
-	}
-	if v := n.present("when"); v != nil {
-		if s, ok := c.text(v, join(path, "when")); ok {
-			j.when = When(s)
-		}
-	}
-	if v := n.present("tags"); v != nil {
-		j.tags, _ = c.texts(v, join(path, "tags"))
-	}
-	return j
-}
-
-func (c *compiler) pipeline() *Pipeline {
-	p := &Pipeline{Variables: c.variables, Warnings: c.warnings}
-	names := map[string]bool{}
+// indexJobs makes the instances of all jobs and their names.
+func (c *compiler) indexJobs() {
+	c.byName, c.byInstance = map[string]*job{}, map[string]*job{}
 	for _, j := range c.jobs {
-		names[j.name] = true
-	}
-	for _, stage := range c.stages {
-		var has bool
-		for _, j := range c.jobs {
-			if j.stage != stage {
-				continue
+		c.byName[j.name] = j
+		for _, i := range j.instances() {
+			if other, taken := c.byInstance[i.name]; taken {
+				c.report.at(j.at, j.path, fmt.Sprintf("the name %q is also one of the names of the job %q", i.name, other.name), "")
 			}
-			has = true
-			out := Job{
-				Name: j.name, Group: j.name, Stage: stage,
-				Variables: slices.Concat(c.variables, j.variables), BeforeScript: j.before, Script: j.script, AfterScript: j.after,
-				NeedsDeclared: j.needsDeclared, When: j.when, AllowFailure: j.when == Manual, Tags: slices.Compact(slices.Sorted(slices.Values(j.tags))),
-			}
-			for _, n := range j.needs {
-				if !names[n.job] {
-					c.report.at(n.at, n.path, "the job "+strconv.Quote(n.job)+" does not exist", "")
-				}
-				out.Needs = append(out.Needs, Need{Job: n.job, Artifacts: n.artifacts, Optional: n.optional})
-			}
-			p.Jobs = append(p.Jobs, out)
+			c.byInstance[i.name] = j
 		}
-		if has {
-			p.Stages = append(p.Stages, stage)
+		if len(c.byInstance) > maxJobs {
+			c.report.at(j.at, j.path, fmt.Sprintf("the configuration has more than %d jobs", maxJobs), "")
+			return
 		}
 	}
-	return p
+}
+
+// instances returns what `parallel` makes of a job, or the job itself.
+func (j *job) instances() []instance {
+	if j.parallel != nil {
+		return j.parallel
+	}
+	return []instance{{name: j.name}}
 }

@@ -54,7 +54,7 @@ func (e *Error) Error() string {
 // Unwrap returns [ErrNoJobs], [ErrWorkflow], the error of a callback of [Options], or nil.
 func (e *Error) Unwrap() error { return e.cause }
 
-// Errors is what [Compile] returns for a configuration that it refuses: at least one and at most a hundred errors,
+// Errors is what [Compile] returns for a configuration that it refuses: at least one and at most fifty errors,
 // sorted by file in the order of inclusion, line and column.
 type Errors []*Error
 
@@ -77,7 +77,7 @@ func (es Errors) Unwrap() []error {
 }
 
 // maxErrors bounds a report: more does not help anyone.
-const maxErrors = 100
+const maxErrors = 50
 
 // report collects what is wrong.
 type report struct {

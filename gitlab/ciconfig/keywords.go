@@ -33,7 +33,7 @@ func jobKeywords() keywords {
 		"artifacts": false, "cache": false, "coverage": false, "dast_configuration": false, "dependencies": false, "environment": false,
 		"except": false, "hooks": false, "id_tokens": false, "identity": false, "image": false, "inputs": false, "manual_confirmation": false,
 		"only": false, "pages": false, "publish": false, "release": false, "resource_group": false, "retry": false, "run": false,
-		"secrets": false, "services": false, "trigger": false, "type": false,
+		"secrets": false, "services": false, "trigger": false,
 	}
 }
 
@@ -44,11 +44,8 @@ func notSupported(keyword string) string {
 
 // unsupportedHint is the way out of a keyword that is not supported.
 func unsupportedHint(keyword string) string {
-	switch keyword {
-	case "only", "except":
-		return "write it with `rules`, which does all that `only` and `except` do"
-	case "type":
-		return "`type` is an old name of `stage`"
+	if keyword == "only" || keyword == "except" {
+		return "write it with `rules`, which can do all that `only` and `except` do"
 	}
 	return ""
 }
@@ -71,7 +68,7 @@ func (c *compiler) check(n *node, path string, known keywords) {
 func (c *compiler) unknown(f field, path string, known keywords) {
 	names := known.sorted()
 	hint := "known here: " + strings.Join(names, ", ")
-	if near := nearest(f.key, names); near != "" {
+	if near := c.near(f.key, names); near != "" {
 		hint = fmt.Sprintf("did you mean `%s`?", near)
 	}
 	c.report.at(f.at, join(path, f.key), fmt.Sprintf("the keyword `%s` is not known here", f.key), hint)
@@ -94,13 +91,25 @@ func join(path, key string) string {
 	return path + ":" + key
 }
 
+// What a hint may cost.
+const (
+	maxHintWord       = 64
+	maxHintCandidates = 1000
+)
+
 // nearest returns the candidate that a word is most likely a slip of, or "".
 func nearest(word string, candidates []string) string {
-	if len(word) > 100 {
+	if len(word) > maxHintWord {
 		return ""
 	}
 	best, bestDistance := "", 1+max(1, len(word)/3)
-	for _, candidate := range candidates {
+	for i, candidate := range candidates {
+		if i == maxHintCandidates {
+			break
+		}
+		if shorter := len(word) - len(candidate); shorter >= bestDistance || -shorter >= 2*bestDistance {
+			continue
+		}
 		if d := distance(strings.ToLower(word), strings.ToLower(candidate)); d < bestDistance {
 			best, bestDistance = candidate, d
 		}

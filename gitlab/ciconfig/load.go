@@ -19,12 +19,13 @@ type loader struct {
 	report *report
 	built  map[*yaml.Node]*node
 	open   map[*yaml.Node]bool // being built: an alias to one of them contains itself
-	total  int                 // nodes written in the file
+	total  *int                // values written in all files so far
 }
 
 // load returns the mapping that a file holds, or nil after a report.
-func load(file string, src []byte, r *report) *node {
-	l := &loader{file: file, report: r, built: map[*yaml.Node]*node{}, open: map[*yaml.Node]bool{}}
+func (c *compiler) load(file string, src []byte) *node {
+	r := c.report
+	l := &loader{file: file, report: r, built: map[*yaml.Node]*node{}, open: map[*yaml.Node]bool{}, total: &c.nodes}
 	if len(src) > maxFileBytes {
 		r.at(pos{file: file}, "", fmt.Sprintf("the file has %d bytes, the limit is %d", len(src), maxFileBytes), "split it with include:local")
 		return nil
@@ -86,8 +87,8 @@ func (l *loader) document(src []byte) *yaml.Node {
 
 // build returns the node for a YAML node, or nil after a report.
 func (l *loader) build(y *yaml.Node, level int) *node {
-	if l.total++; l.total > maxNodes {
-		l.fail(y, fmt.Sprintf("the file has more than %d values", maxNodes), "")
+	if *l.total++; *l.total > maxNodes {
+		l.fail(y, fmt.Sprintf("the configuration has more than %d values", maxNodes), "")
 		return nil
 	}
 	if level > maxDepth {
@@ -247,8 +248,8 @@ func (l *loader) merge(y *yaml.Node, value *node, set func(field)) bool {
 			l.fail(y, "the merge key << takes a mapping or a list of mappings, this is "+maps[i].kind.String(), "write <<: *anchor")
 			return false
 		}
-		if l.total += len(maps[i].fields); l.total > maxNodes {
-			l.fail(y, fmt.Sprintf("the file has more than %d values with its merge keys written out", maxNodes), "")
+		if *l.total += len(maps[i].fields); *l.total > maxNodes {
+			l.fail(y, fmt.Sprintf("the configuration has more than %d values with its merge keys written out", maxNodes), "")
 			return false
 		}
 		for _, f := range maps[i].fields {

@@ -31,11 +31,12 @@ type Variable struct {
 
 // Pipeline is what a configuration means in one [Options] context.
 type Pipeline struct {
-	Name      string     // workflow:name, expanded; empty if there is none
-	Stages    []string   // those that have jobs, in order; .pre first, .post last
-	Variables []Variable // top-level `variables` and those of the matched workflow rule
-	Jobs      []Job      // ordered by stage, then by their place in the file; no job with `when: never`
-	Warnings  []string   // things that GitLab's linter warns about
+	Name       string     // workflow:name, expanded; empty if there is none
+	Stages     []string   // those that have jobs, in order; .pre first, .post last
+	Variables  []Variable // top-level `variables` and those of the matched workflow rule
+	Jobs       []Job      // ordered by stage, then by their place in the file; no job with `when: never`
+	Warnings   []string   // things that GitLab's linter warns about
+	AutoCancel AutoCancel // workflow:auto_cancel
 }
 
 // Job is one job of a pipeline after extends, default, rules and parallel are applied.

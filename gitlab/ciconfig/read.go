@@ -20,11 +20,14 @@ func (c *compiler) text(n *node, path string) (string, bool) {
 	}
 	hint := ""
 	if n.scalar() && n.kind != kindNull {
-		hint = "quote it: " + strconv.Quote(n.text)
+		hint = quoteIt(n)
 	}
 	c.fail(n, path, hint, "this must be a string, it is %s", n.kind)
 	return "", false
 }
+
+// quoteIt is the hint for a number or a boolean that should be a string.
+func quoteIt(n *node) string { return `quote it: "` + n.raw + `"` }
 
 func (c *compiler) boolean(n *node, path string) (value, ok bool) {
 	if n.kind == kindBool {

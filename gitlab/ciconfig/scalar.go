@@ -21,7 +21,7 @@ var (
 )
 
 func (l *loader) scalar(y *yaml.Node) *node {
-	n := &node{kind: kindString, at: l.pos(y), text: y.Value, size: 1, depth: 1}
+	n := &node{kind: kindString, at: l.pos(y), text: y.Value, raw: y.Value, size: 1, depth: 1}
 	if y.Style&yaml.TaggedStyle != 0 {
 		switch tag := y.ShortTag(); tag {
 		case "!!str":
@@ -38,7 +38,7 @@ func (l *loader) scalar(y *yaml.Node) *node {
 		return n
 	}
 	if scalarDate.MatchString(y.Value) || scalarTime.MatchString(y.Value) {
-		l.fail(y, "this is a date, which a configuration may not contain", fmt.Sprintf("quote it: %q", y.Value))
+		l.fail(y, "this is a date, which a configuration may not contain", fmt.Sprintf("quote it: \"%s\"", y.Value))
 		return nil
 	}
 	resolve(n)

@@ -34,6 +34,7 @@ type node struct {
 	kind   kind
 	at     pos
 	text   string // of a scalar, as Ruby's to_s would write it
+	raw    string // of a scalar, as it is written
 	truth  bool   // of a boolean
 	items  []*node
 	fields []field

@@ -1,0 +1,143 @@
+package ciconfig
+
+import (
+	"strconv"
+	"strings"
+	"time"
+)
+
+// inheritable are the keywords that `default` can set for all jobs.
+type inheritable struct {
+	set           map[string]bool // which are there
+	before, after []string
+	tags          []string
+	interruptible bool
+	timeout       time.Duration
+}
+
+// maxTags is one more than the tags that a job may have (GitLab's TAGS_LIMIT).
+const maxTags = 50
+
+// inheritable reads these keywords from a job or from `default`.
+func (c *compiler) inheritable(n *node, path string) inheritable {
+	out := inheritable{set: map[string]bool{}}
+	read := func(key string, value func(n *node, path string)) {
+		if v := n.present(key); v != nil {
+			out.set[key] = true
+			value(v, join(path, key))
+		}
+	}
+	read("before_script", func(n *node, path string) { out.before, _ = c.commands(n, path) })
+	read("after_script", func(n *node, path string) { out.after, _ = c.commands(n, path) })
+	read("tags", func(n *node, path string) {
+		out.tags, _ = c.texts(n, path)
+		if len(out.tags) >= maxTags {
+			c.fail(n, path, "", "there are %d tags, GitLab allows less than %d", len(out.tags), maxTags)
+		}
+	})
+	read("interruptible", func(n *node, path string) { out.interruptible, _ = c.boolean(n, path) })
+	read("timeout", func(n *node, path string) { out.timeout = c.duration(n, path, maxTimeout, "a month") })
+	return out
+}
+
+// readDefaults reads `default` and the old top-level forms of its keywords.
+func (c *compiler) readDefaults(root *node) {
+	n := root.present("default")
+	if n == nil {
+		n = newMap(root.at, nil)
+	}
+	if n.kind != kindMap {
+		c.fail(n, "default", "", "this must be a mapping of keywords, it is %s", n.kind)
+		return
+	}
+	c.check(n, "default", defaultKeywords())
+	c.defaults = c.inheritable(n, "default")
+	if v := n.present("timeout"); v != nil {
+		c.warn("default:timeout has no effect in GitLab, and has none here: set it in the jobs")
+		c.defaults.set["timeout"] = false
+	}
+	for _, key := range []string{"before_script", "after_script"} {
+		v := root.present(key)
+		if v == nil {
+			continue
+		}
+		if c.defaults.set[key] {
+			c.report.at(root.keyAt(key), key, "`"+key+"` is in `default` and at the top level", "keep the one in `default`")
+			continue
+		}
+		c.defaults.set[key] = true
+		script, _ := c.commands(v, key)
+		if key == "before_script" {
+			c.defaults.before = script
+		} else {
+			c.defaults.after = script
+		}
+	}
+}
+
+// filter says what a job inherits: everything, nothing, or the names in a list.
+type filter struct {
+	none  bool
+	names map[string]bool // nil: no list
+}
+
+func (f filter) allows(name string) bool {
+	return !f.none && (f.names == nil || f.names[name])
+}
+
+// inherit reads a job's `inherit`.
+func (c *compiler) inherit(n *node, path string) (defaults, variables filter) {
+	if n.kind != kindMap {
+		c.fail(n, path, "", "this must be a mapping with `default` or `variables`, it is %s", n.kind)
+		return defaults, variables
+	}
+	c.check(n, path, keywords{"default": true, "variables": true})
+	known := defaultKeywords()
+	read := func(key string) (f filter) {
+		v := n.present(key)
+		if v == nil {
+			return f
+		}
+		here := join(path, key)
+		switch v.kind {
+		case kindBool:
+			f.none = !v.truth
+		case kindList:
+			names, _ := c.texts(v, here)
+			f.names = make(map[string]bool, len(names))
+			for i, name := range names {
+				f.names[name] = true
+				if _, ok := known[name]; !ok && key == "default" {
+					c.fail(v.items[i], join(here, strconv.Itoa(i)), "known here: "+strings.Join(known.sorted(), ", "), "`default` has no keyword %q", name)
+				}
+			}
+		default:
+			c.fail(v, here, "", "this must be true, false or a list of names, it is %s", v.kind)
+		}
+		return f
+	}
+	return read("default"), read("variables")
+}
+
+// take gives a job the defaults that it inherits and does not set itself.
+func (own *inheritable) take(defaults inheritable, f filter) {
+	has := func(key string) bool {
+		if own.set[key] || !defaults.set[key] || !f.allows(key) {
+			return false
+		}
+		own.set[key] = true
+		return true
+	}
+	if has("before_script") {
+		own.before = defaults.before
+	}
+	if has("after_script") {
+		own.after = defaults.after
+	}
+	if has("tags") {
+		own.tags = defaults.tags
+	}
+	if has("interruptible") {
+		own.interruptible = defaults.interruptible
+	}
+}

@@ -1,0 +1,134 @@
+package ciconfig
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Two forms of references, as GitLab has them: ExpandVariables knows no escape, the expansion of variables inside
+// variables leaves `$$` and `%%` alone.
+var (
+	reference        = regexp.MustCompile(`\$([a-zA-Z_][a-zA-Z0-9_]*)|\$\{([a-zA-Z_][a-zA-Z0-9_]*)\}|%([a-zA-Z_][a-zA-Z0-9_]*)%`)
+	referenceEscaped = regexp.MustCompile(`\$\$|%%|\$([a-zA-Z_][a-zA-Z0-9_]*)|\$\{([a-zA-Z_][a-zA-Z0-9_]*)\}|%([a-zA-Z_][a-zA-Z0-9_]*)%`)
+)
+
+// maxExpanded bounds the bytes of an expanded text and of the variables inside variables that one expansion makes:
+// variables that double each other grow without limit.
+const maxExpanded = 1 << 20
+
+// expand replaces the variables in a text, once. An unknown one stays as it is, or is dropped.
+func expand(text string, lookup func(string) (string, bool), keepUnknown bool) string {
+	return replaceReferences(reference, text, func(name, whole string) string {
+		if v, ok := lookup(name); ok {
+			return v
+		}
+		if keepUnknown {
+			return whole
+		}
+		return ""
+	})
+}
+
+func replaceReferences(re *regexp.Regexp, text string, replacement func(name, whole string) string) string {
+	if !strings.ContainsAny(text, "$%") {
+		return text
+	}
+	var b strings.Builder
+	last := 0
+	for _, m := range re.FindAllStringSubmatchIndex(text, -1) {
+		b.WriteString(text[last:m[0]])
+		last = m[1]
+		whole, name := text[m[0]:m[1]], ""
+		for g := 2; g < len(m); g += 2 {
+			if m[g] >= 0 {
+				name = text[m[g]:m[g+1]]
+			}
+		}
+		if name == "" {
+			b.WriteString(whole) // $$ or %%
+		} else {
+			b.WriteString(replacement(name, whole))
+		}
+		if b.Len() > maxExpanded {
+			break
+		}
+	}
+	if b.Len() > maxExpanded {
+		return strings.ToValidUTF8(b.String()[:maxExpanded], "")
+	}
+	b.WriteString(text[last:])
+	return b.String()
+}
+
+// expanded returns a lookup of a scope's variables with the variables inside their values replaced, innermost first.
+// Raw variables stay as they are, unknown ones become empty, and so does a variable that is inside itself.
+func (s *scope) expanded() func(string) (string, bool) {
+	x := &expander{scope: s, values: map[string]string{}, open: map[string]bool{}}
+	return x.value
+}
+
+type expander struct {
+	scope  *scope
+	values map[string]string
+	open   map[string]bool
+	bytes  int
+}
+
+func (x *expander) value(key string) (string, bool) {
+	if v, ok := x.values[key]; ok {
+		return v, true
+	}
+	v, ok := x.scope.variable(key)
+	if !ok {
+		return "", false
+	}
+	if v.Raw || !strings.ContainsAny(v.Value, "$%") {
+		return v.Value, true
+	}
+	if x.open[key] || x.bytes > maxExpanded {
+		return "", true
+	}
+	x.open[key] = true
+	out := replaceReferences(referenceEscaped, v.Value, func(name, _ string) string {
+		inner, _ := x.value(name)
+		return inner
+	})
+	delete(x.open, key)
+	x.values[key] = out
+	x.bytes += len(out)
+	return out, true
+}
+
+// cycle returns variables that are inside each other, which GitLab refuses, or nil. One that is directly inside itself
+// is none.
+func (s *scope) cycle() []string {
+	const open, done = 1, 2
+	state := map[string]int{}
+	var path, found []string
+	var visit func(key string)
+	visit = func(key string) {
+		state[key] = open
+		path = append(path, key)
+		if v, _ := s.variable(key); !v.Raw && strings.ContainsAny(v.Value, "$%") {
+			replaceReferences(referenceEscaped, v.Value, func(name, _ string) string {
+				switch {
+				case found != nil || name == key || state[name] == done:
+				case state[name] == open:
+					found = slices.Clone(path[slices.Index(path, name):])
+				default:
+					visit(name)
+				}
+				return ""
+			})
+		}
+		path = path[:len(path)-1]
+		state[key] = done
+	}
+	for _, key := range s.keys() {
+		if v, _ := s.variable(key); found == nil && state[key] == 0 && strings.ContainsAny(v.Value, "$%") {
+			visit(key)
+		}
+	}
+	return found
+}
