@@ -1,0 +1,210 @@
+package coordinator
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/gitlab/coordinator/pipeline"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+)
+
+// maxQueueDepth is Ci::RegisterJobService::MAX_QUEUE_DEPTH.
+const maxQueueDepth = 45
+
+// requestJob answers POST /jobs/request: first as Workhorse, which holds it while nothing changes, then as Rails.
+func (c *Coordinator) requestJob(w http.ResponseWriter, r *http.Request) {
+	limit := int64(maxAPIBody)
+	hold := c.opts.Hold > 0
+	if hold {
+		limit = maxRequestBody
+		w.Header().Set(runnerapi.HeaderBuildsPolling, "yes")
+	}
+	p, err := readParams(r, limit)
+	if err != nil {
+		badParams(w, err)
+		return
+	}
+	// Workhorse looks only at a JSON body; the header of the token does not count for it.
+	if hold && p.isJSON && p.Token != "" && p.LastUpdate != "" && c.holdRequest(r.Context(), p.Token, p.LastUpdate) {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	run := c.authenticate(w, r, p)
+	if run == nil {
+		return
+	}
+	c.stats.requests.Add(1)
+	now := time.Now()
+	if run.Paused {
+		w.Header().Set(runnerapi.HeaderLastUpdate, run.queueValue(now))
+		c.mu.Unlock()
+		c.stats.noJob.Add(1)
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	value := run.queueValue(now) // before the look at the queue, so that no job is missed
+	if p.LastUpdate == value {
+		c.mu.Unlock()
+		c.stats.cached.Add(1)
+		w.Header().Set(runnerapi.HeaderLastUpdate, value)
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	body, valid := c.pick(run, p, requestBase(r.Host, r.TLS != nil))
+	c.mu.Unlock()
+	switch {
+	case body != nil:
+		c.stats.claims.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusCreated)
+		_, _ = w.Write(body) // without two-phase commit a client that has gone loses the job, as with GitLab
+	case valid:
+		c.stats.noJob.Add(1)
+		w.Header().Set(runnerapi.HeaderLastUpdate, value)
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		c.stats.conflicts.Add(1)
+		reply(w, http.StatusConflict, "409 Conflict")
+	}
+}
+
+// holdRequest waits while the queue value of a token is still the one that the runner knows. It returns true if the
+// request is to be answered by a bare 204: after a change that it saw, or when the time is over.
+func (c *Coordinator) holdRequest(ctx context.Context, token, lastUpdate string) bool {
+	c.mu.Lock()
+	run := c.tokens[token]
+	if run == nil || !run.isQueueValue(lastUpdate, time.Now()) {
+		c.mu.Unlock()
+		return false
+	}
+	changed := run.changed
+	c.mu.Unlock()
+	c.stats.held.Add(1)
+	over := time.NewTimer(c.opts.Hold)
+	defer over.Stop()
+	select {
+	case <-changed:
+		c.stats.heldChanged.Add(1)
+	case <-over.C:
+		c.stats.heldTimeouts.Add(1)
+	case <-ctx.Done():
+	case <-c.ctx.Done():
+	}
+	return true
+}
+
+// pick finds a job for the runner, hands it out and returns its payload (Ci::RegisterJobService). Without a job, valid
+// says whether that is certain. mu is held, and released while a payload is made.
+func (c *Coordinator) pick(run *runner, p *params, base string) (body []byte, valid bool) {
+	if id, ok := c.queue.Best(run.match); !ok {
+		return nil, true
+	} else if j := c.jobs[id]; !j.locked {
+		// What nearly every request gets; the list is needed only when the first is no good.
+		if body, ok := c.assign(j, run, p, base, 1); ok {
+			return body, true
+		}
+	}
+	valid = true
+	for depth, id := range c.queue.Candidates(run.match, maxQueueDepth+1) {
+		j := c.jobs[id]
+		switch {
+		case depth == maxQueueDepth:
+			return nil, false
+		case j.locked: // another request has it
+			valid = false
+			continue
+		case j.status != pipeline.Pending || j.waitingForAck():
+			valid = false // taken or cancelled while this loop made a payload
+			continue
+		}
+		if body, ok := c.assign(j, run, p, base, depth+1); ok {
+			return body, true
+		} else if j.status == pipeline.Pending {
+			valid = false
+		}
+	}
+	return nil, valid
+}
+
+// assign hands a pending job to a runner. It returns false if the job had to be dropped or was lost to someone else.
+// mu is held, and released while the payload is made.
+func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth int) ([]byte, bool) {
+	now := time.Now()
+	j.runner = run
+	if reason := c.refuse(j, &p.Info.Features); reason != "" {
+		c.drop(j, reason, 0, now)
+		return nil, false
+	}
+	timeout := j.pipe.project.Timeout
+	if j.def.Timeout > 0 {
+		timeout = j.def.Timeout
+	}
+	if run.MaximumTimeout > 0 {
+		timeout = min(timeout, run.MaximumTimeout)
+	}
+	j.timeout = timeout
+	view := &payloadView{
+		runner: run, token: j.token, timeout: timeout, now: now, queued: j.queuedAt, running: c.queue.Running(j.pipe.project.id),
+		queueSize: c.queue.Size(run.match), depth: depth, base: firstOf(c.url, base, "http://localhost"),
+	}
+	j.locked = true
+	c.mu.Unlock()
+	body, err := c.buildPayload(j, view)
+	c.mu.Lock()
+	j.locked = false
+	now = time.Now()
+	if j.status != pipeline.Pending {
+		return nil, false
+	}
+	if err != nil {
+		c.log.Warn("a job could not be handed out", "job", j.id, "error", err)
+		c.drop(j, reasonScheduler, 0, now)
+		return nil, false
+	}
+	j.systemID = p.SystemID
+	j.cancelGracefully = p.Info.Features.CancelGracefully
+	c.jobTokens[j.token] = j
+	if p.Info.Features.TwoPhaseJobCommit && !c.opts.LegacyCommit {
+		c.queue.Remove(j.id)
+		j.ackUntil = now.Add(c.opts.AckExpiry)
+		c.watchAck(j)
+		c.publishJob(j)
+		return body, true
+	}
+	c.run(j, now)
+	return body, true
+}
+
+// run lets a job start. mu is held.
+func (c *Coordinator) run(j *job, now time.Time) {
+	c.stats.started.Add(1)
+	c.fire(j, pipeline.EventRun, now)
+}
+
+// refuse says why a job cannot be given to this runner or to any (the pre-assign checks).
+func (c *Coordinator) refuse(j *job, has *runnerapi.Features) runnerapi.FailureReason {
+	switch {
+	case len(j.def.AllowFailureExitCodes) > 0 && !has.ReturnExitCode:
+		return reasonRunnerUnsupported
+	case j.pipe.project.NoBuilds:
+		return reasonBuildsDisabled
+	}
+	return ""
+}
+
+// watchAck drops a job that was handed out and is never confirmed. mu is held.
+func (c *Coordinator) watchAck(j *job) {
+	var check func(now time.Time)
+	check = func(now time.Time) {
+		switch {
+		case !j.waitingForAck():
+		case now.Before(j.ackUntil):
+			c.at(j.ackUntil, check)
+		default:
+			c.stats.ackExpired.Add(1)
+			c.drop(j, reasonProvisioningTimeout, 0, now)
+		}
+	}
+	c.at(j.ackUntil, check)
+}

@@ -1,0 +1,19 @@
+// Package coordinator is an embedded GitLab: it does what GitLab does between a push and the end of a job. A commit's
+// .gitlab-ci.yml becomes a pipeline, jobs become pending by GitLab's processing rules, runners fetch them over the Runner
+// API (lib/api/ci/runner.rb), send their traces and results, and clone over git's smart HTTP protocol.
+//
+//	c, err := coordinator.New(coordinator.Options{})
+//	defer c.Close()
+//	project, err := c.AddProject(ctx, coordinator.ProjectOptions{Path: "group/name", RepoDir: "."})
+//	runner, err := c.AddRunner(coordinator.RunnerOptions{RunUntagged: true}) // runner.Token is what a runner is configured with
+//	go http.Serve(listener, c.Handler())       // runner.Token is what a runner is configured with
+//	c.SetURL("http://" + listener.Addr().String())
+//	p, err := c.CreatePipeline(ctx, project.ID, coordinator.PipelineOptions{})
+//	p, err = c.Wait(ctx, p.ID)
+//
+// Everything lives in memory and in one private folder, which Close removes. The repositories of projects are only read.
+// All methods may be called concurrently; what they return are copies.
+//
+// The parts that need no I/O are packages of their own: pipeline (state machine and processing), queue (who is offered
+// which job), variables (expansion).
+package coordinator
