@@ -65,10 +65,10 @@ func lastLine(out string) string {
 
 // The steps of .ci/run all run, and one that fails is not lost among those that succeed.
 func TestRun(t *testing.T) {
-	const takesNotes = `target=$2
+	const takesNotes = `target=$3
 echo "$*" >>"$NOTES"
 [[ ,$FAIL, == *,$target,* ]] && exit 2
-[[ $target == unit && -z $SILENT ]] && echo '5 passed, 0 failed, 1 skipped' >"${3#TEST_SUMMARY=}"
+[[ $target == unit && -z $SILENT ]] && echo '5 passed, 0 failed, 1 skipped' >"${4#TEST_SUMMARY=}"
 exit 0
 `
 	m := newMachine(t, "run", "dirname", "mkdir", "rm", "cat")
@@ -78,7 +78,7 @@ exit 0
 		text, err := os.ReadFile(notes)
 		require.NoError(t, err)
 		require.NoError(t, os.Remove(notes))
-		return strings.ReplaceAll(string(text), "--no-print-directory ", "")
+		return strings.ReplaceAll(string(text), "--no-print-directory --keep-going ", "")
 	}
 	all := "testbed\nbuild\nlint\nunit TEST_SUMMARY=build/test-summary\n"
 
