@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+check() {
+  local want=$1 got
+  shift
+  got=$(bash bin/greeter.sh "$@")
+  if [ "$got" != "$want" ]; then
+    printf 'FAIL: greeter %s: got "%s", want "%s"\n' "$*" "$got" "$want" >&2
+    exit 1
+  fi
+  printf 'ok: greeter %s\n' "$*"
+}
+
+check 'Hello, world!'
+check 'Hello, fleet!' fleet
