@@ -1,0 +1,278 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/controlplane/relay/report"
+	"github.com/switchyard-ci/switchyard/controlplane/relay/spool"
+	"github.com/switchyard-ci/switchyard/controlplane/store"
+)
+
+// firstWindow is how many bytes of a job an agent sends before it was told of a limit: one frame.
+const firstWindow = 256 << 10
+
+// job is one open job. Locks are taken in the order io, mu, Relay.mu, those of lane, syncer, room and gate. Relay.mu is
+// held while a job's are taken only for a job that nobody else can see yet.
+type job struct {
+	r     *Relay
+	lane  *lane
+	id    int64
+	epoch int64
+	to    Target
+
+	io   sync.Mutex  // held while the file is changed: a slow disk holds up nobody but the job's agent
+	file *spool.File // nil until the first byte; set with io and mu held
+
+	mu       sync.Mutex
+	length   int64  // of the spooled trace
+	sum      uint32 // its CRC
+	synced   int64
+	capacity int64 // longest trace that is taken
+	report   *report.Report
+	timer    *time.Timer
+	armed    time.Time          // what timer waits for; zero if nothing
+	cancel   context.CancelFunc // of the request under way
+
+	told   int64 // Limit that the agent was last told of
+	refill int64 // at this length it is told of a new one
+	gap    bool  // bytes were not taken, and the agent has not gone back to fitting ones since
+	over   bool  // more than capacity was sent
+
+	result    *store.Result
+	completed bool      // the report knows the end
+	safe      bool      // that the trace is safe was told (Progress.Complete)
+	resend    time.Time // the trace was asked for again and is waited for until then; else zero
+	resent    bool      // it was asked for once
+	rewinds   int       // how often synced lost its meaning
+	reported  bool      // Events.Reported was or is being called
+	complains bool      // that GitLab does not answer was logged
+	closed    bool      // forgotten, or the relay is closed
+}
+
+// Open begins or takes up the report of a job that GitLab knows as running. A spool of this epoch that is found is
+// measured and read for its CRC; one of an earlier epoch is removed. It returns where the agent is to go on. Opening an
+// open job again with the same epoch only returns its progress. ErrStale: there is a later epoch.
+func (r *Relay) Open(id, epoch int64, t Target) (Progress, error) {
+	if id <= 0 || epoch <= 0 {
+		return Progress{}, fmt.Errorf("open job %d, epoch %d: both must be positive", id, epoch)
+	}
+	if err := t.check(); err != nil {
+		return Progress{}, fmt.Errorf("open job %d: %w", id, err)
+	}
+	for {
+		r.mu.Lock()
+		if r.closed {
+			r.mu.Unlock()
+			return Progress{}, ErrClosed
+		}
+		old := r.jobs[id]
+		if old == nil {
+			j := &job{r: r, lane: r.lane(t.Instance), id: id, epoch: epoch, to: t}
+			j.io.Lock()
+			defer j.io.Unlock()
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			r.jobs[id] = j
+			r.mu.Unlock()
+			if err := j.begin(); err != nil {
+				j.closed = true
+				r.drop(j)
+				return Progress{}, fmt.Errorf("open job %d: %w", id, err)
+			}
+			return j.progress(Continue), nil
+		}
+		r.mu.Unlock()
+
+		p, isOpen, err := old.again(epoch)
+		if isOpen || err != nil {
+			return p, err
+		}
+		r.Forget(id)
+	}
+}
+
+// again answers an Open of an open job; isOpen is false if the job must be forgotten first.
+func (j *job) again(epoch int64) (p Progress, isOpen bool, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.closed || j.epoch < epoch:
+		return Progress{}, false, nil
+	case j.epoch > epoch:
+		return Progress{}, false, fmt.Errorf("open job %d with epoch %d: %w: the relay holds %d", j.id, epoch, ErrStale, j.epoch)
+	}
+	return j.progress(j.verdict()), true, nil
+}
+
+// drop takes a closed job out of the map.
+func (r *Relay) drop(j *job) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.jobs[j.id] == j && !r.closed {
+		delete(r.jobs, j.id)
+	}
+}
+
+// begin finds what is there of the job; io and mu must be held.
+func (j *job) begin() error {
+	limit := j.to.OutputLimit
+	resumed := false
+	if k, ok := j.r.spool.Find(j.id); ok {
+		switch {
+		case k.Epoch > j.epoch:
+			return fmt.Errorf("%w: there is a spool of epoch %d, later than %d", ErrStale, k.Epoch, j.epoch)
+		case k.Epoch < j.epoch:
+			if err := j.r.spool.Discard(j.id); err != nil {
+				return err
+			}
+		default:
+			file, err := j.r.spool.Take(j.id)
+			if err != nil {
+				return err
+			}
+			j.file, resumed = file, true
+			j.length, j.sum = file.Length(), file.CRC()
+			j.synced = j.length
+			limit = max(limit, k.Limit)
+		}
+	}
+	j.capacity = limit + TraceAllowance
+	j.told, j.refill = j.length+firstWindow, j.length+firstWindow/2
+	j.report = report.New(time.Now(), j.length, resumed, j.r.rand)
+	j.arm()
+	return nil
+}
+
+// find returns the job if it is open with this epoch, else nil.
+func (r *Relay) find(id, epoch int64) *job {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j := r.jobs[id]
+	if j == nil || j.epoch != epoch {
+		return nil
+	}
+	return j
+}
+
+// Progress returns how far the job is; Verdict Stop if the job is not open with this epoch. It does not wait for the disk.
+func (r *Relay) Progress(id, epoch int64) Progress {
+	j := r.find(id, epoch)
+	if j == nil {
+		return Progress{Epoch: epoch, Verdict: Stop, Tell: true}
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.progress(j.verdict())
+}
+
+// verdict is what holds for the next bytes; mu must be held.
+func (j *job) verdict() Verdict {
+	switch {
+	case j.completed || j.over || j.report.Gone():
+		return Stop
+	case j.gap && !j.starved():
+		return Resend
+	}
+	return Continue
+}
+
+// starved: there is no room for bytes now; mu must be held.
+func (j *job) starved() bool { return j.closed || j.r.spool.Err() != nil }
+
+// progress says how far the job is; mu must be held.
+func (j *job) progress(v Verdict) Progress {
+	p := Progress{Epoch: j.epoch, Written: j.length, Reported: j.report.Sent(), Verdict: v, Tell: true}
+	p.Received = min(j.synced, p.Written)
+	p.Complete = j.completed && (p.Received >= p.Written || j.report.Whole() || j.report.Gone())
+	p.Limit = max(min(p.Written+j.r.o.Window, j.capacity), p.Written)
+	if v == Stop || j.starved() {
+		p.Limit = p.Written
+	}
+	return p
+}
+
+// tell is progress that the agent gets to hear; mu must be held.
+func (j *job) tell(v Verdict) Progress {
+	p := j.progress(v)
+	j.told = p.Limit
+	j.refill = p.Written + (p.Limit-p.Written+1)/2
+	return p
+}
+
+// mention is progress that the agent need not hear of unless it has used up half of its window; mu must be held.
+func (j *job) mention(v Verdict) Progress {
+	p := j.progress(v)
+	if p.Written >= j.refill && p.Limit > j.told {
+		return j.tell(v)
+	}
+	p.Tell = false
+	return p
+}
+
+// nowSafe says, once, that the whole trace of a finished job is safe; mu must be held.
+func (j *job) nowSafe() bool {
+	if j.safe || !j.completed || !j.progress(Stop).Complete {
+		return false
+	}
+	j.safe = true
+	return true
+}
+
+// Forget ends the report of a job, wherever it is, and removes its spool. A request that is under way is cut off.
+// Forgetting what is not there is no error.
+func (r *Relay) Forget(id int64) {
+	r.mu.Lock()
+	j, closed := r.jobs[id], r.closed
+	r.mu.Unlock()
+	if closed {
+		return
+	}
+	var err error
+	if j == nil {
+		err = r.spool.Discard(id)
+	} else {
+		err = j.forget()
+		r.drop(j)
+	}
+	if err != nil {
+		r.log.Warn("a spooled trace is left behind; the next start removes it", "job", id, "error", err)
+	}
+	r.room.found()
+}
+
+func (j *job) forget() error {
+	j.mu.Lock()
+	if j.cancel != nil {
+		j.cancel()
+	}
+	j.mu.Unlock()
+	j.io.Lock()
+	defer j.io.Unlock()
+	j.mu.Lock()
+	was := j.closed
+	j.closed = true
+	j.disarm()
+	j.mu.Unlock()
+	if was || j.file == nil {
+		return nil
+	}
+	return j.file.Remove()
+}
+
+// close takes no more bytes, begins no more requests and leaves the spool.
+func (j *job) close() {
+	j.io.Lock()
+	defer j.io.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.closed && j.file != nil {
+		if err := j.file.Close(); err != nil {
+			j.r.log.Warn("cannot close a spooled trace", "job", j.id, "error", err)
+		}
+	}
+	j.closed = true
+	j.disarm()
+}
