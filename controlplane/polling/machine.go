@@ -55,7 +55,8 @@ type machine struct {
 	dice     func() float64 // in [0, 1)
 
 	paused, stopping bool
-	// verified: GitLab knows the token, as far as is known.
+	// verified: GitLab answers and knows the token, as far as is known. While it is not, the only request is a
+	// verification: it needs no slot, so that a GitLab in trouble holds none.
 	verified  bool
 	verifying bool
 	reserving bool
@@ -63,8 +64,9 @@ type machine struct {
 	dirty  bool
 	cursor string // of the last empty answer; only while !dirty
 
-	inFlight int // claims
-	window   int
+	inFlight int  // claims
+	window   int  // how many may be
+	streak   int  // claims in a row that brought a job
 	draining bool // a claim came back empty while others were in flight: wait for those
 
 	unsaved int // jobs that are being persisted
@@ -82,8 +84,10 @@ type machine struct {
 	lastEmpty time.Time
 	claimAt   time.Time // no claim before
 
-	failures int
-	retryAt  time.Time // no request before
+	failures       int       // of claims and watches, in a row
+	verifyFailures int       // of verifications, in a row
+	retryAt        time.Time // no request before
+	troubled       bool      // something fails at the moment, for people
 
 	verifyAt time.Time // a sign of life is due
 	bucket   bucket
@@ -186,7 +190,7 @@ func (m *machine) reserveEnded(now time.Time, slots int, granted bool) (claim bo
 // reserveFailed: the dispatcher could not even wait for a slot.
 func (m *machine) reserveFailed(now time.Time) {
 	m.reserving = false
-	m.fail(now, failureDelay, maxFailure, 0)
+	m.fail(now, &m.failures, failureDelay, maxFailure, 0)
 }
 
 // claimSent returns the cursor that the claim carries: none while dirty, so that it reaches Rails and is answered at once.
@@ -203,12 +207,17 @@ func (m *machine) claimAnswered(now time.Time, a answer) {
 		m.draining = false
 	}
 	m.seen(now, a)
+	if a.kind != job {
+		m.streak = 0
+	}
 	switch a.kind {
 	case job:
 		m.soil()
 		m.watchAfter.cursor = ""
 		m.empties, m.claimAt = 0, time.Time{}
-		m.window = min(m.window+1, maxWindow)
+		if m.streak++; m.streak > 1 { // after a single job, one claim finds out that there are no more
+			m.window = min(m.window+1, maxWindow)
+		}
 		m.unsaved++
 		m.recovered(now)
 	case none:
@@ -241,7 +250,7 @@ func (m *machine) claimAnswered(now time.Time, a answer) {
 		m.pace(now, 1)
 	default:
 		m.window = max(m.window/2, 1)
-		m.trouble(now, a)
+		m.trouble(now, &m.failures, a)
 	}
 }
 
@@ -285,7 +294,7 @@ func (m *machine) watchAnswered(now time.Time, a answer) {
 	case abandoned:
 		m.soil()
 	default:
-		m.trouble(now, a)
+		m.trouble(now, &m.failures, a)
 	}
 }
 
@@ -299,10 +308,12 @@ func (m *machine) verifyAnswered(now time.Time, a answer) {
 	case none:
 		m.verified = true
 		m.verifyAt = m.nextVerify(now)
-		m.recovered(now)
+		m.verifyFailures = 0
+		// Claims that go on failing although verifications succeed are trouble all the same.
+		m.troubled = m.failures > 1 || now.Before(m.retryAt)
 	case abandoned:
 	default:
-		m.trouble(now, a)
+		m.trouble(now, &m.verifyFailures, a)
 	}
 }
 
@@ -369,22 +380,27 @@ func (m *machine) pace(now time.Time, free int) {
 	}
 }
 
-func (m *machine) trouble(now time.Time, a answer) {
+func (m *machine) trouble(now time.Time, count *int, a answer) {
 	m.soil()
-	if a.kind == refused {
+	switch a.kind {
+	case refused:
 		m.verified = false
-		m.fail(now, refusedDelay, maxRefused, a.wait)
-		return
+		m.fail(now, count, refusedDelay, maxRefused, a.wait)
+	case throttled:
+		m.fail(now, count, failureDelay, maxFailure, a.wait)
+	default:
+		m.verified = false
+		m.fail(now, count, failureDelay, maxFailure, a.wait)
 	}
-	m.fail(now, failureDelay, maxFailure, a.wait)
 }
 
 // fail stops all requests for a while. Failures of requests that were sent before the last failure was known count once.
-func (m *machine) fail(now time.Time, first, most, wait time.Duration) {
+func (m *machine) fail(now time.Time, count *int, first, most, wait time.Duration) {
+	m.troubled = true
 	if !now.Before(m.retryAt) {
-		m.failures++
+		*count++
 	}
-	delay := spread(doubled(first, m.failures, most), 0.5, m.dice)
+	delay := spread(doubled(first, max(m.failures, m.verifyFailures), most), 0.5, m.dice)
 	if wait > 0 {
 		delay = max(delay, wait+time.Duration(waitJitter*m.dice()*float64(wait)))
 	}
@@ -396,7 +412,7 @@ func (m *machine) fail(now time.Time, first, most, wait time.Duration) {
 // recovered ends a failure. Answers that come while requests are stopped belong to requests that were sent before.
 func (m *machine) recovered(now time.Time) {
 	if !now.Before(m.retryAt) {
-		m.failures, m.retryAt = 0, time.Time{}
+		m.failures, m.troubled = 0, false
 	}
 }
 

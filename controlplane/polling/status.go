@@ -111,7 +111,7 @@ func (l *loop) savedAgain(now time.Time) {
 
 // working: GitLab answered as it should.
 func (l *loop) working(now time.Time) {
-	if l.problem != nil && l.problem.key != "save" && l.m.failures == 0 {
+	if l.problem != nil && l.problem.key != "save" && !l.m.troubled {
 		l.over(now)
 	}
 }

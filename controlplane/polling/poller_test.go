@@ -1,0 +1,390 @@
+package polling
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi/client"
+)
+
+func TestJobIsClaimedAndWatchedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 10, nil)
+		synctest.Wait()
+		time.Sleep(time.Minute)
+		s := b.poller.Status()
+		require.Equal(t, StateClean, s.State)
+		require.True(t, s.Watching)
+		require.False(t, s.WaitingForSlot, "a watch holds no slot")
+		require.Len(t, b.dispatcher.slots, 10)
+		require.Equal(t, 50*time.Second, s.Hold.Round(time.Second))
+
+		pushed := time.Now()
+		b.gitlab.push(1)
+		time.Sleep(time.Second)
+		jobs := b.dispatcher.jobs()
+		require.Len(t, jobs, 1)
+		require.Less(t, b.dispatcher.at[0].Sub(pushed), 10*time.Millisecond)
+		require.Equal(t, Claim{
+			Payload: []byte(`{"id":1,"token":"job-token"}`), Envelope: runnerapi.Envelope{ID: 1, Token: "job-token"},
+			ServerCA: "pem", CorrelationID: "correlation", TwoPhaseOffered: true, ReceivedAt: jobs[0].ReceivedAt,
+		}, jobs[0])
+		require.Equal(t, 2*time.Millisecond, jobs[0].ReceivedAt.Sub(pushed))
+		require.Len(t, b.dispatcher.slots, 9, "the job has its slot, the empty claim after it gave its slot back")
+
+		s = b.poller.Status()
+		require.Equal(t, StateClean, s.State)
+		require.Equal(t, Counters{Claims: 4, Jobs: 1, Empty: 3, Watches: 3, Verifies: 1}, s.Counters)
+		require.WithinDuration(t, pushed, s.LastJob, 10*time.Millisecond)
+		require.WithinDuration(t, pushed, s.LastContact, 10*time.Millisecond)
+		for _, r := range b.gitlab.requests {
+			require.Equal(t, "glrt-secret", r.Token)
+			require.Equal(t, "r_abcdefghijkl", r.SystemID)
+			require.True(t, r.Info.Features.Masking)
+		}
+		require.NoError(t, b.end())
+		require.Empty(t, b.log.String(), "nothing to tell")
+	})
+}
+
+func TestManyJobsAreClaimedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 1000, func(g *fakeGitLab, o *Options) { o.RequestsPerMinute = -1 })
+		time.Sleep(time.Minute)
+		b.gitlab.push(800)
+		time.Sleep(time.Second)
+		require.Len(t, b.dispatcher.jobs(), 800, "8 at a time, 2 ms each")
+		require.NoError(t, b.end())
+	})
+}
+
+func TestNothingIsSentWithoutSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 0, nil)
+		b.gitlab.push(1)
+		time.Sleep(2*time.Hour + time.Second)
+		requests, verifies := b.gitlab.count()
+		require.Zero(t, requests)
+		require.InDelta(t, 2*60/20+1, verifies, 1, "one at the start, one in 20 minutes")
+		require.True(t, b.gitlab.verifies[3].Info.Features.Masking, "with full info")
+		require.True(t, b.poller.Status().WaitingForSlot)
+
+		b.dispatcher.slots <- struct{}{}
+		synctest.Wait()
+		time.Sleep(3 * time.Millisecond)
+		require.Len(t, b.dispatcher.jobs(), 1)
+		require.NoError(t, b.end())
+	})
+}
+
+func TestIdleRunnerCostsOneWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 1, nil)
+		time.Sleep(time.Hour)
+		requests, verifies := b.gitlab.count()
+		require.InDelta(t, 3600/50, requests, 3)
+		require.InDelta(t, 4, verifies, 1)
+		require.NoError(t, b.end())
+	})
+}
+
+func TestWatchThatBringsAJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var once sync.Once
+		b := startBench(t, 0, func(g *fakeGitLab, o *Options) {
+			g.onWatch = func() { once.Do(func() { g.push(2) }) } // while the watch is on its way
+		})
+		b.dispatcher.slots <- struct{}{}
+		time.Sleep(4 * time.Millisecond) // verified and claimed: nothing there
+		<-b.dispatcher.slots
+		time.Sleep(time.Minute)
+		require.Len(t, b.dispatcher.jobs(), 1, "kept although there is no slot")
+		require.Equal(t, 1, b.dispatcher.without)
+		s := b.poller.Status()
+		require.Equal(t, Counters{Claims: 1, Empty: 1, Watches: 1, WatchJobs: 1, Verifies: 1}, s.Counters)
+		require.True(t, s.WaitingForSlot, "no second job without a slot")
+		b.dispatcher.slots <- struct{}{}
+		time.Sleep(3 * time.Millisecond)
+		require.Len(t, b.dispatcher.jobs(), 2)
+		require.Equal(t, 1, b.dispatcher.without)
+		require.NoError(t, b.end())
+	})
+}
+
+func TestShutdownAwaitsClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 1, func(g *fakeGitLab, o *Options) {
+			g.push(1)
+			g.claim = func(ctx context.Context) error {
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(30 * time.Second):
+					return nil
+				}
+			}
+		})
+		time.Sleep(time.Second)
+		require.Equal(t, 1, b.poller.Status().InFlight)
+		start := time.Now()
+		require.NoError(t, b.end())
+		require.InDelta(t, 29, time.Since(start).Seconds(), 0.1)
+		require.Len(t, b.dispatcher.jobs(), 1, "its job is kept")
+		require.Equal(t, StateStopping, b.poller.Status().State)
+	})
+}
+
+func TestShutdownGivesUpInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 1, func(g *fakeGitLab, o *Options) {
+			g.claim = func(ctx context.Context) error {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			}
+		})
+		time.Sleep(time.Second)
+		start := time.Now()
+		err := b.end()
+		require.ErrorContains(t, err, "runner everything: a claim was not answered, its job may be lost")
+		require.Equal(t, ShutdownGrace, time.Since(start))
+		require.Len(t, b.dispatcher.slots, 1)
+	})
+}
+
+func TestShutdownCancelsHeldWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 1, nil)
+		time.Sleep(time.Second)
+		require.True(t, b.poller.Status().Watching)
+		start := time.Now()
+		require.NoError(t, b.end())
+		require.InDelta(t, 2, time.Since(start).Seconds(), 0.1, "a watch of a second may still bring a job")
+		require.Zero(t, b.gitlab.watching)
+	})
+}
+
+func TestShutdownWhileWaitingForASlotOrVerifying(t *testing.T) {
+	for name, latency := range map[string]time.Duration{"slot": time.Millisecond, "verify": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := startBench(t, 0, func(g *fakeGitLab, o *Options) { g.latency = latency })
+				time.Sleep(100 * time.Millisecond)
+				require.NoError(t, b.end())
+			})
+		})
+	}
+}
+
+func TestFullDiskLosesNoJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var attempts atomic.Int32
+		b := startBench(t, 5, func(g *fakeGitLab, o *Options) { g.push(20) })
+		b.dispatcher.disk = func(Claim) error { attempts.Add(1); return errDisk }
+		time.Sleep(10 * time.Minute)
+		requests, verifies := b.gitlab.count()
+		s := b.poller.Status()
+		require.Equal(t, StateError, s.State)
+		require.Contains(t, s.LastError, "keep job 1 of GitLab: no space left on device")
+		require.NotZero(t, s.Unsaved)
+		require.LessOrEqual(t, s.Unsaved, 2, "the claim that was on its way")
+		require.Equal(t, s.Unsaved, requests, "no more claims")
+		require.Equal(t, 1, verifies)
+		require.Greater(t, attempts.Load(), int32(100))
+		require.Equal(t, 1, strings.Count(b.log.String(), "a job cannot be kept"))
+
+		b.dispatcher.mu.Lock()
+		b.dispatcher.disk = nil
+		b.dispatcher.mu.Unlock()
+		time.Sleep(maxSaveDelay + time.Second)
+		require.Len(t, b.dispatcher.jobs(), 5)
+		require.Equal(t, StateDirty, b.poller.Status().State, "no slots, but jobs")
+		require.Equal(t, 1, strings.Count(b.log.String(), "works again"))
+		require.NoError(t, b.end())
+	})
+}
+
+func TestJobThatCannotBeKeptAtShutdownIsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 1, func(g *fakeGitLab, o *Options) { g.push(1) })
+		b.dispatcher.disk = func(Claim) error { return errDisk }
+		time.Sleep(time.Second)
+		start := time.Now()
+		err := b.end()
+		require.ErrorContains(t, err, "runner everything: job 1 is lost")
+		require.Equal(t, ShutdownGrace, time.Since(start))
+		require.Len(t, b.dispatcher.slots, 1, "the slot is given back")
+	})
+}
+
+func TestUnknownToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forbidden := &client.StatusError{Method: "POST", URL: "http://gitlab/api/v4/runners/verify", Code: http.StatusForbidden}
+		b := startBench(t, 1, func(g *fakeGitLab, o *Options) {
+			g.push(1)
+			g.verify = func() error { return forbidden }
+		})
+		started := time.Now()
+		time.Sleep(time.Hour)
+		s := b.poller.Status()
+		require.Equal(t, StateError, s.State)
+		require.Contains(t, s.LastError, `GitLab does not know the token of runner "everything"; check it, or create the runner`)
+		require.NotContains(t, s.LastError+b.log.String(), "glrt-secret")
+		require.WithinDuration(t, started, s.ErrorSince, time.Second)
+		require.False(t, s.RetryAt.IsZero())
+		requests, verifies := b.gitlab.count()
+		require.Zero(t, requests)
+		require.Less(t, verifies, 40)
+		require.Equal(t, 1, strings.Count(b.log.String(), "\n"), "logged once:\n%s", b.log)
+
+		b.gitlab.mu.Lock()
+		b.gitlab.verify = nil
+		b.gitlab.mu.Unlock()
+		time.Sleep(maxRefused)
+		require.Len(t, b.dispatcher.jobs(), 1)
+		require.Equal(t, 2, strings.Count(b.log.String(), "\n"), "and once that it works:\n%s", b.log)
+		require.NoError(t, b.end())
+	})
+}
+
+func TestTroubleIsLoggedWhenItChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fault atomic.Pointer[error]
+		set := func(err error) { fault.Store(&err) }
+		b := startBench(t, 1, func(g *fakeGitLab, o *Options) {
+			g.verify = func() error { return *fault.Load() }
+			set(&client.TransportError{Method: "POST", URL: "http://gitlab/x", Err: errors.New("connection refused")})
+		})
+		time.Sleep(10 * time.Minute)
+		set(&client.StatusError{Method: "POST", URL: "http://gitlab/x", Code: 502, HTML: true, Message: "answered with an HTML page"})
+		time.Sleep(10 * time.Minute)
+		set(&client.StatusError{Method: "POST", URL: "http://gitlab/x", Code: 429, RetryAfter: 3 * time.Minute})
+		time.Sleep(10 * time.Minute)
+		lines := strings.Split(strings.TrimSpace(b.log.String()), "\n")
+		require.Len(t, lines, 3, b.log)
+		require.Contains(t, lines[0], "connection refused")
+		require.Contains(t, lines[1], "answered with an HTML page")
+		require.Contains(t, lines[2], "GitLab limits the requests")
+		s := b.poller.Status()
+		require.InDelta(t, 3, s.Counters.Throttled, 1)
+		require.InDelta(t, 2*600/22, s.Counters.Errors, 20, "half to all of 30 s each")
+		set(nil)
+		time.Sleep(4 * time.Minute)
+		require.Equal(t, StateClean, b.poller.Status().State)
+		require.NoError(t, b.end())
+	})
+}
+
+func TestPausedRunner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 1, nil)
+		time.Sleep(time.Minute)
+		b.poller.SetPaused(false)
+		b.poller.SetPaused(true)
+		time.Sleep(10 * time.Second)
+		require.Equal(t, StatePaused, b.poller.Status().State)
+		require.Zero(t, b.gitlab.watching)
+		b.gitlab.push(1)
+		before, _ := b.gitlab.count()
+		time.Sleep(time.Hour)
+		after, verifies := b.gitlab.count()
+		require.Equal(t, before, after)
+		require.InDelta(t, 4, verifies, 1)
+		b.poller.SetPaused(false)
+		time.Sleep(10 * time.Millisecond)
+		require.Len(t, b.dispatcher.jobs(), 1)
+		require.NoError(t, b.end())
+	})
+}
+
+// A GitLab that accepts connections and never answers may hold a slot once, not for ever.
+func TestDeadGitLabLeavesTheSlotsToOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dead := errors.New("no answer")
+		b := startBench(t, 1, nil)
+		time.Sleep(time.Minute)
+		b.gitlab.mu.Lock()
+		b.gitlab.claim = func(context.Context) error { time.Sleep(2 * time.Minute); return dead }
+		b.gitlab.verify = func() error { return dead }
+		b.gitlab.mu.Unlock()
+		b.gitlab.push(1)
+		time.Sleep(time.Second)
+		require.Empty(t, b.dispatcher.slots)
+		time.Sleep(2 * time.Minute)
+		for range 1000 {
+			time.Sleep(time.Second)
+			require.Len(t, b.dispatcher.slots, 1)
+		}
+		require.NoError(t, b.end())
+	})
+}
+
+func TestGitLabThatDoesNotHoldIsPolledSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startBench(t, 1, func(g *fakeGitLab, o *Options) { g.hold = 0; o.CheckInterval = 5 * time.Second })
+		time.Sleep(10 * time.Second)
+		before, _ := b.gitlab.count()
+		time.Sleep(100 * time.Second)
+		after, _ := b.gitlab.count()
+		require.InDelta(t, 100/4.4, after-before, 5)
+		require.True(t, b.poller.Status().HoldsNot)
+		require.Len(t, b.dispatcher.slots, 1)
+		b.gitlab.push(3)
+		time.Sleep(5100 * time.Millisecond)
+		require.Len(t, b.dispatcher.jobs(), 1)
+		require.NoError(t, b.end())
+	})
+}
+
+func TestBudgetIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		budget := NewBudget(60)
+		var benches []*bench
+		for range 2 {
+			benches = append(benches, startBench(t, 1000, func(g *fakeGitLab, o *Options) {
+				o.Budget, o.RequestsPerMinute = budget, -1
+				g.push(100)
+			}))
+		}
+		time.Sleep(time.Minute)
+		claims := 0
+		for _, b := range benches {
+			n := int(b.poller.Status().Counters.Claims)
+			require.Greater(t, n, 15, "each gets its part")
+			claims += n
+		}
+		require.InDelta(t, 60, claims, 2)
+		for _, b := range benches {
+			require.NoError(t, b.end())
+		}
+	})
+}
+
+func TestOptionsAreChecked(t *testing.T) {
+	good := Options{
+		Runner: "r", Token: "t", Client: newFakeGitLab(), Dispatcher: newFakeDispatcher(0),
+		Info: func() runnerapi.Info { return runnerapi.Info{} },
+	}
+	_, err := New(good)
+	require.NoError(t, err)
+	for message, spoil := range map[string]func(o *Options){
+		"no name":              func(o *Options) { o.Runner = "" },
+		"no token":             func(o *Options) { o.Token = "" },
+		"needs a client":       func(o *Options) { o.Dispatcher = nil },
+		"must not be negative": func(o *Options) { o.CheckInterval = -1 },
+	} {
+		bad := good
+		spoil(&bad)
+		_, err := New(bad)
+		require.ErrorContains(t, err, message)
+	}
+}
