@@ -1,0 +1,282 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/agent/uplink"
+	"github.com/switchyard-ci/switchyard/executors"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/folder"
+)
+
+const (
+	defaultOutputLimit = 4 << 20
+	defaultTimeout     = 2 * time.Hour
+	// endPatience is how long a process that has written its result may take to end.
+	endPatience = 10 * time.Second
+)
+
+// work is what a job's goroutine has open.
+type work struct {
+	*Job
+	leave  context.Context
+	folder *folder.Folder
+	trace  *folder.Trace
+	env    executors.Environment
+
+	prefixLength int64
+}
+
+// run is a job's goroutine: body brings the job to its result, the rest clears up.
+func (w *work) run(body func()) {
+	defer w.discard(nil)
+	defer w.close()
+	body()
+	if w.leave.Err() != nil {
+		return
+	}
+	w.destroy()
+	if w.leave.Err() != nil {
+		return
+	}
+	w.emit(w.leave, Freed)
+	<-w.life.Done()
+	if w.leave.Err() != nil {
+		return
+	}
+	w.config.Traces.Remove(w.Intent.Ref())
+	w.close()
+	if err := remove(w.dir); err != nil {
+		w.log.Error("cannot remove what is left of a job", "folder", w.dir, "err", err)
+	}
+	w.emit(w.leave, Gone)
+}
+
+func (w *work) close() {
+	if w.trace != nil {
+		_ = w.trace.Close()
+		w.trace = nil
+	}
+	if w.folder != nil {
+		_ = w.folder.Close()
+		w.folder = nil
+	}
+}
+
+// destroy removes the environment. It repeats that for as long as it takes: until then the slot is not free.
+func (w *work) destroy() {
+	if w.env == nil {
+		return
+	}
+	backoff := uplink.Backoff{First: time.Second, Most: time.Minute}
+	for told := false; w.leave.Err() == nil; told = true {
+		err := w.env.Destroy(w.leave)
+		if err == nil {
+			return
+		}
+		if !told {
+			w.log.Error("cannot destroy the job's environment; it is tried again", "err", err)
+		}
+		select {
+		case <-time.After(backoff.Next()):
+		case <-w.leave.Done():
+		}
+	}
+}
+
+// remove makes a folder disappear in one step, then deletes what was in it.
+func remove(dir string) error {
+	trash := filepath.Join(filepath.Dir(dir), trashPrefix+filepath.Base(dir))
+	if err := os.RemoveAll(trash); err != nil {
+		return fmt.Errorf("remove %s: %w", trash, err)
+	}
+	if err := os.Rename(dir, trash); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	if err := os.RemoveAll(trash); err != nil {
+		return fmt.Errorf("remove %s: %w", trash, err)
+	}
+	return nil
+}
+
+// fresh brings a job from the accepted offer to its result.
+func (w *work) fresh() {
+	payload, fetchErr := w.config.Fetch(w.preparing, w.Intent.Ref())
+	if !w.awaitLaunch() {
+		return
+	}
+	o := w.current()
+	w.Intent.ConcurrentID, w.Intent.ConcurrentProjectID = o.concurrentID, o.concurrentProjectID
+	p, err := w.open()
+	if err != nil {
+		w.failWithoutFolder(fmt.Sprintf("the agent cannot keep the job: %v", err))
+		return
+	}
+	var job runnerapi.Job
+	if err = fetchErr; err != nil && w.preparing.Err() != nil {
+		err = context.Cause(w.preparing)
+	}
+	if err == nil {
+		if err = json.Unmarshal(payload, &job); err != nil {
+			err = fmt.Errorf("read the job's payload: %w", err)
+		}
+	}
+	version, revision := versions()
+	p.begin(w.Intent, version, revision, job.Features.TraceSections)
+	if err == nil {
+		err = w.prepare(p, &job)
+	}
+	if err == nil {
+		err = w.writeSpec(p, payload)
+	}
+	if closeErr := p.close(); err == nil && closeErr != nil {
+		err = fmt.Errorf("write the trace: %w", closeErr)
+	}
+	if err != nil {
+		w.failEarly(err)
+		return
+	}
+	w.exec()
+}
+
+// awaitLaunch returns false if the job's life ends before it is launched.
+func (j *Job) awaitLaunch() bool {
+	for !j.current().launched {
+		select {
+		case <-j.news:
+		case <-j.life.Done():
+			return false
+		}
+	}
+	return j.life.Err() == nil
+}
+
+// open makes the job's folders and begins its trace.
+func (w *work) open() (*prefix, error) {
+	if err := remove(w.dir); err != nil { // something that bears the name is of no use to anyone
+		return nil, err
+	}
+	if err := os.Mkdir(w.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the job's folder: %w", err)
+	}
+	if err := w.Intent.write(w.dir); err != nil {
+		return nil, err
+	}
+	var err error
+	if w.folder, err = folder.Make(filepath.Join(w.dir, folderName)); err != nil {
+		return nil, err
+	}
+	if w.trace, err = w.folder.OpenTrace(); err != nil {
+		return nil, err
+	}
+	file, err := w.folder.OpenPrefix()
+	if err != nil {
+		return nil, err
+	}
+	w.config.Traces.Add(w.Intent.Ref(), w.trace)
+	return &prefix{file: file, limit: w.outputLimit(), grown: w.grown}, nil
+}
+
+func (j *Job) outputLimit() int64 {
+	if j.Intent.OutputLimit > 0 {
+		return j.Intent.OutputLimit
+	}
+	return defaultOutputLimit
+}
+
+func (j *Job) spec(job *runnerapi.Job) executors.Spec {
+	return executors.Spec{
+		Name: Name(j.config.Fleet, j.Intent.Ref()), Folder: filepath.Join(j.dir, folderName), Job: job, JobBinary: j.config.JobBinary,
+	}
+}
+
+// prepare has the executor make the environment, within the job's own time limit.
+func (w *work) prepare(p *prefix, job *runnerapi.Job) error {
+	x := w.config.Executors[w.Intent.Executor]
+	if x == nil {
+		return fmt.Errorf("this agent has no executor %q", w.Intent.Executor)
+	}
+	timeout := time.Duration(job.RunnerInfo.Timeout) * time.Second
+	if timeout <= 0 {
+		timeout = defaultTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(w.preparing, timeout,
+		&executors.Error{Reason: runnerapi.ReasonExecutionTimeout, Err: fmt.Errorf("execution took longer than %s", timeout)})
+	defer cancel()
+	env, err := x.Prepare(ctx, w.spec(job), p)
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("prepare environment: %w", err)
+	}
+	w.env = env
+	if _, ok := env.LocalFolder(); !ok {
+		return fmt.Errorf("the executor %q keeps job folders away from this host, which this agent cannot follow", w.Intent.Executor)
+	}
+	return context.Cause(w.preparing)
+}
+
+// writeSpec completes the job folder: from here on the job can be run.
+func (w *work) writeSpec(p *prefix, payload []byte) error {
+	if err := p.close(); err != nil {
+		return fmt.Errorf("write the trace: %w", err)
+	}
+	version, revision := versions()
+	i := w.Intent
+	spec := folder.Spec{
+		Job: i.Job, Epoch: i.Epoch, PrefixLength: p.length, PrefixCRC32: p.crc, OutputLimit: w.outputLimit(),
+		Executor: i.Executor,
+		Runner: folder.Runner{
+			ID: i.Runner.ID, Name: i.Runner.Name, ShortToken: i.Runner.ShortToken, SystemID: i.Runner.SystemID,
+			Version: version, Revision: revision,
+		},
+		ConcurrentID: i.ConcurrentID, ConcurrentProjectID: i.ConcurrentProjectID,
+	}
+	w.env.Job().Complete(&spec)
+	if lease := w.current().lease; !lease.IsZero() {
+		spec.Lease = max(time.Until(lease), time.Millisecond)
+	}
+	w.prefixLength = p.length
+	if err := w.folder.WritePayload(payload); err != nil {
+		return err
+	}
+	return w.folder.WriteSpec(spec)
+}
+
+// exec starts switchyard-job and follows it to its end.
+func (w *work) exec() {
+	ready := newReadiness()
+	complaint := &tail{}
+	place := w.env.Job()
+	ended := make(chan error, 1)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		code, err := w.env.Exec(w.leave, executors.Command{
+			Argv: []string{place.Binary, "run", place.Folder}, Stdout: ready, Stderr: complaint,
+		})
+		if err == nil {
+			err = &exitError{code, complaint}
+		}
+		ended <- err
+	}()
+	w.follow(ready.line, ended)
+	<-stopped
+}
+
+func (w *work) kill(why string) {
+	if w.env == nil {
+		return
+	}
+	w.log.Info("killing the job's processes", "why", why)
+	if err := w.env.Kill(w.leave); err != nil && w.leave.Err() == nil {
+		w.log.Error("cannot kill the job's processes", "err", err)
+	}
+}
