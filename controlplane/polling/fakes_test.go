@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -187,6 +188,12 @@ func (d *fakeDispatcher) Claimed(ctx context.Context, _ string, r Reservation, c
 	return nil
 }
 
+func (d *fakeDispatcher) setDisk(f func(c Claim) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.disk = f
+}
+
 func (d *fakeDispatcher) jobs() []Claim {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -226,6 +233,12 @@ func startBench(t *testing.T, slots int, change func(g *fakeGitLab, o *Options))
 	go func() { b.result <- b.poller.Run(ctx) }()
 	t.Cleanup(b.stop)
 	return b
+}
+
+// pass lets virtual time pass and waits until everybody has done what there was to do.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
 }
 
 // end stops the poller and returns what Run said.

@@ -20,8 +20,7 @@ import (
 func TestJobIsClaimedAndWatchedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 10, nil)
-		synctest.Wait()
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		s := b.poller.Status()
 		require.Equal(t, StateClean, s.State)
 		require.True(t, s.Watching)
@@ -31,7 +30,7 @@ func TestJobIsClaimedAndWatchedFor(t *testing.T) {
 
 		pushed := time.Now()
 		b.gitlab.push(1)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		jobs := b.dispatcher.jobs()
 		require.Len(t, jobs, 1)
 		require.Less(t, b.dispatcher.at[0].Sub(pushed), 10*time.Millisecond)
@@ -60,9 +59,9 @@ func TestJobIsClaimedAndWatchedFor(t *testing.T) {
 func TestManyJobsAreClaimedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1000, func(g *fakeGitLab, o *Options) { o.RequestsPerMinute = -1 })
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		b.gitlab.push(800)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		require.Len(t, b.dispatcher.jobs(), 800, "8 at a time, 2 ms each")
 		require.NoError(t, b.end())
 	})
@@ -72,7 +71,7 @@ func TestNothingIsSentWithoutSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 0, nil)
 		b.gitlab.push(1)
-		time.Sleep(2*time.Hour + time.Second)
+		pass(2*time.Hour + time.Second)
 		requests, verifies := b.gitlab.count()
 		require.Zero(t, requests)
 		require.InDelta(t, 2*60/20+1, verifies, 1, "one at the start, one in 20 minutes")
@@ -80,8 +79,7 @@ func TestNothingIsSentWithoutSlots(t *testing.T) {
 		require.True(t, b.poller.Status().WaitingForSlot)
 
 		b.dispatcher.slots <- struct{}{}
-		synctest.Wait()
-		time.Sleep(3 * time.Millisecond)
+		pass(3 * time.Millisecond)
 		require.Len(t, b.dispatcher.jobs(), 1)
 		require.NoError(t, b.end())
 	})
@@ -90,7 +88,7 @@ func TestNothingIsSentWithoutSlots(t *testing.T) {
 func TestIdleRunnerCostsOneWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1, nil)
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		requests, verifies := b.gitlab.count()
 		require.InDelta(t, 3600/50, requests, 3)
 		require.InDelta(t, 4, verifies, 1)
@@ -105,16 +103,16 @@ func TestWatchThatBringsAJob(t *testing.T) {
 			g.onWatch = func() { once.Do(func() { g.push(2) }) } // while the watch is on its way
 		})
 		b.dispatcher.slots <- struct{}{}
-		time.Sleep(4 * time.Millisecond) // verified and claimed: nothing there
+		pass(4 * time.Millisecond) // verified and claimed: nothing there
 		<-b.dispatcher.slots
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		require.Len(t, b.dispatcher.jobs(), 1, "kept although there is no slot")
 		require.Equal(t, 1, b.dispatcher.without)
 		s := b.poller.Status()
 		require.Equal(t, Counters{Claims: 1, Empty: 1, Watches: 1, WatchJobs: 1, Verifies: 1}, s.Counters)
 		require.True(t, s.WaitingForSlot, "no second job without a slot")
 		b.dispatcher.slots <- struct{}{}
-		time.Sleep(3 * time.Millisecond)
+		pass(3 * time.Millisecond)
 		require.Len(t, b.dispatcher.jobs(), 2)
 		require.Equal(t, 1, b.dispatcher.without)
 		require.NoError(t, b.end())
@@ -134,7 +132,7 @@ func TestShutdownAwaitsClaims(t *testing.T) {
 				}
 			}
 		})
-		time.Sleep(time.Second)
+		pass(time.Second)
 		require.Equal(t, 1, b.poller.Status().InFlight)
 		start := time.Now()
 		require.NoError(t, b.end())
@@ -152,7 +150,7 @@ func TestShutdownGivesUpInTheEnd(t *testing.T) {
 				return context.Cause(ctx)
 			}
 		})
-		time.Sleep(time.Second)
+		pass(time.Second)
 		start := time.Now()
 		err := b.end()
 		require.ErrorContains(t, err, "runner everything: a claim was not answered, its job may be lost")
@@ -164,7 +162,7 @@ func TestShutdownGivesUpInTheEnd(t *testing.T) {
 func TestShutdownCancelsHeldWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1, nil)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		require.True(t, b.poller.Status().Watching)
 		start := time.Now()
 		require.NoError(t, b.end())
@@ -178,7 +176,7 @@ func TestShutdownWhileWaitingForASlotOrVerifying(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := startBench(t, 0, func(g *fakeGitLab, o *Options) { g.latency = latency })
-				time.Sleep(100 * time.Millisecond)
+				pass(100 * time.Millisecond)
 				require.NoError(t, b.end())
 			})
 		})
@@ -189,8 +187,8 @@ func TestFullDiskLosesNoJob(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var attempts atomic.Int32
 		b := startBench(t, 5, func(g *fakeGitLab, o *Options) { g.push(20) })
-		b.dispatcher.disk = func(Claim) error { attempts.Add(1); return errDisk }
-		time.Sleep(10 * time.Minute)
+		b.dispatcher.setDisk(func(Claim) error { attempts.Add(1); return errDisk })
+		pass(10 * time.Minute)
 		requests, verifies := b.gitlab.count()
 		s := b.poller.Status()
 		require.Equal(t, StateError, s.State)
@@ -202,10 +200,8 @@ func TestFullDiskLosesNoJob(t *testing.T) {
 		require.Greater(t, attempts.Load(), int32(100))
 		require.Equal(t, 1, strings.Count(b.log.String(), "a job cannot be kept"))
 
-		b.dispatcher.mu.Lock()
-		b.dispatcher.disk = nil
-		b.dispatcher.mu.Unlock()
-		time.Sleep(maxSaveDelay + time.Second)
+		b.dispatcher.setDisk(nil)
+		pass(maxSaveDelay + time.Second)
 		require.Len(t, b.dispatcher.jobs(), 5)
 		require.Equal(t, StateDirty, b.poller.Status().State, "no slots, but jobs")
 		require.Equal(t, 1, strings.Count(b.log.String(), "works again"))
@@ -216,8 +212,8 @@ func TestFullDiskLosesNoJob(t *testing.T) {
 func TestJobThatCannotBeKeptAtShutdownIsNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1, func(g *fakeGitLab, o *Options) { g.push(1) })
-		b.dispatcher.disk = func(Claim) error { return errDisk }
-		time.Sleep(time.Second)
+		b.dispatcher.setDisk(func(Claim) error { return errDisk })
+		pass(time.Second)
 		start := time.Now()
 		err := b.end()
 		require.ErrorContains(t, err, "runner everything: job 1 is lost")
@@ -234,7 +230,7 @@ func TestUnknownToken(t *testing.T) {
 			g.verify = func() error { return forbidden }
 		})
 		started := time.Now()
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		s := b.poller.Status()
 		require.Equal(t, StateError, s.State)
 		require.Contains(t, s.LastError, `GitLab does not know the token of runner "everything"; check it, or create the runner`)
@@ -249,7 +245,7 @@ func TestUnknownToken(t *testing.T) {
 		b.gitlab.mu.Lock()
 		b.gitlab.verify = nil
 		b.gitlab.mu.Unlock()
-		time.Sleep(maxRefused)
+		pass(maxRefused)
 		require.Len(t, b.dispatcher.jobs(), 1)
 		require.Equal(t, 2, strings.Count(b.log.String(), "\n"), "and once that it works:\n%s", b.log)
 		require.NoError(t, b.end())
@@ -264,11 +260,11 @@ func TestTroubleIsLoggedWhenItChanges(t *testing.T) {
 			g.verify = func() error { return *fault.Load() }
 			set(&client.TransportError{Method: "POST", URL: "http://gitlab/x", Err: errors.New("connection refused")})
 		})
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		set(&client.StatusError{Method: "POST", URL: "http://gitlab/x", Code: 502, HTML: true, Message: "answered with an HTML page"})
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		set(&client.StatusError{Method: "POST", URL: "http://gitlab/x", Code: 429, RetryAfter: 3 * time.Minute})
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		lines := strings.Split(strings.TrimSpace(b.log.String()), "\n")
 		require.Len(t, lines, 3, b.log)
 		require.Contains(t, lines[0], "connection refused")
@@ -278,7 +274,7 @@ func TestTroubleIsLoggedWhenItChanges(t *testing.T) {
 		require.InDelta(t, 3, s.Counters.Throttled, 1)
 		require.InDelta(t, 2*600/22, s.Counters.Errors, 20, "half to all of 30 s each")
 		set(nil)
-		time.Sleep(4 * time.Minute)
+		pass(4 * time.Minute)
 		require.Equal(t, StateClean, b.poller.Status().State)
 		require.NoError(t, b.end())
 	})
@@ -287,20 +283,20 @@ func TestTroubleIsLoggedWhenItChanges(t *testing.T) {
 func TestPausedRunner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1, nil)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		b.poller.SetPaused(false)
 		b.poller.SetPaused(true)
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		require.Equal(t, StatePaused, b.poller.Status().State)
 		require.Zero(t, b.gitlab.watching)
 		b.gitlab.push(1)
 		before, _ := b.gitlab.count()
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		after, verifies := b.gitlab.count()
 		require.Equal(t, before, after)
 		require.InDelta(t, 4, verifies, 1)
 		b.poller.SetPaused(false)
-		time.Sleep(10 * time.Millisecond)
+		pass(10 * time.Millisecond)
 		require.Len(t, b.dispatcher.jobs(), 1)
 		require.NoError(t, b.end())
 	})
@@ -311,17 +307,17 @@ func TestDeadGitLabLeavesTheSlotsToOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dead := errors.New("no answer")
 		b := startBench(t, 1, nil)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		b.gitlab.mu.Lock()
 		b.gitlab.claim = func(context.Context) error { time.Sleep(2 * time.Minute); return dead }
 		b.gitlab.verify = func() error { return dead }
 		b.gitlab.mu.Unlock()
 		b.gitlab.push(1)
-		time.Sleep(time.Second)
+		pass(time.Second)
 		require.Empty(t, b.dispatcher.slots)
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		for range 1000 {
-			time.Sleep(time.Second)
+			pass(time.Second)
 			require.Len(t, b.dispatcher.slots, 1)
 		}
 		require.NoError(t, b.end())
@@ -331,15 +327,15 @@ func TestDeadGitLabLeavesTheSlotsToOthers(t *testing.T) {
 func TestGitLabThatDoesNotHoldIsPolledSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1, func(g *fakeGitLab, o *Options) { g.hold = 0; o.CheckInterval = 5 * time.Second })
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		before, _ := b.gitlab.count()
-		time.Sleep(100 * time.Second)
+		pass(100 * time.Second)
 		after, _ := b.gitlab.count()
 		require.InDelta(t, 100/4.4, after-before, 5)
 		require.True(t, b.poller.Status().HoldsNot)
 		require.Len(t, b.dispatcher.slots, 1)
 		b.gitlab.push(3)
-		time.Sleep(5100 * time.Millisecond)
+		pass(5100 * time.Millisecond)
 		require.Len(t, b.dispatcher.jobs(), 1)
 		require.NoError(t, b.end())
 	})
@@ -355,7 +351,7 @@ func TestBudgetIsShared(t *testing.T) {
 				g.push(100)
 			}))
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		claims := 0
 		for _, b := range benches {
 			n := int(b.poller.Status().Counters.Claims)
