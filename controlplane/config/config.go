@@ -1,0 +1,147 @@
+// Package config reads switchyard.yaml. It checks everything that can be checked without a network, and says of each
+// complaint where it is and what to do; nothing is ignored.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
+)
+
+// Defaults.
+const (
+	DefaultListen      = "127.0.0.1:7443"
+	DefaultData        = "./data"
+	DefaultExecutor    = "shell"
+	DefaultOutputLimit = 4096 // KiB
+)
+
+// Limits of the file.
+const (
+	maxFile    = 1 << 20 // bytes
+	maxRunners = 1000
+)
+
+// Config is the content of switchyard.yaml with its defaults. Paths are absolute.
+type Config struct {
+	Listen  string // host:port
+	Data    string
+	Runners []Runner
+	// PingPeriod, StopAfter and LostAfter are 0 if the file leaves them to the control plane.
+	PingPeriod, StopAfter, LostAfter time.Duration
+}
+
+// Runner is an entry of runners.
+type Runner struct {
+	registry.Runner
+	// CheckInterval and RequestsPerMinute are 0 if the file leaves them to the control plane.
+	CheckInterval     time.Duration
+	RequestsPerMinute int
+}
+
+// Load reads a file and what it refers to (tokens, CA certificates). Relative paths in it are relative to its folder.
+// Of a file that cannot be used it returns Problems, as many as there are (at most fifty); warnings come with the
+// configuration and with problems alike. Both name the file as path does.
+func Load(path string) (*Config, []Problem, error) {
+	data, info, err := readFile(path)
+	if err != nil {
+		return nil, nil, Problems{{File: path, Message: err.Error(), Hint: "name another file with -c"}}
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the folder of %s: %w", path, err)
+	}
+	r := &reader{file: path, folder: filepath.Dir(abs)}
+	root, err := parse(data)
+	if err != nil {
+		return nil, nil, Problems{syntaxProblem(path, err)}
+	}
+	c := r.config(root)
+	if r.inlineToken != nil && info.Mode().Perm()&0o077 != 0 {
+		r.warn(r.inlineToken, "runners", fmt.Sprintf("others can read this file (mode %#o) and the token in it", info.Mode().Perm()),
+			fmt.Sprintf("chmod 600 %s, or use token_file", path))
+	}
+	return c, r.sortedWarnings(), r.result(&c)
+}
+
+// readFile reads a file of bounded size. Its errors are for people and name no path.
+func readFile(path string) ([]byte, os.FileInfo, error) {
+	info, err := os.Stat(path) // a pipe would block the opening
+	if err != nil {
+		return nil, nil, plain(err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, errors.New("it is not a regular file")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, plain(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, nil, plain(err)
+	}
+	if len(data) > maxFile {
+		return nil, nil, fmt.Errorf("it has more than %d KiB", maxFile>>10)
+	}
+	return data, info, nil
+}
+
+// plain takes operation and path out of an error: the message around it has them.
+func plain(err error) error {
+	if e, ok := errors.AsType[*os.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+func (r *reader) config(root *yaml.Node) *Config {
+	c := &Config{Listen: DefaultListen, Data: r.path(DefaultData)}
+	var runners *yaml.Node
+	r.mapping(root, "", fields{
+		"listen":      func(n *yaml.Node, p string) { c.Listen = r.listen(n, p) },
+		"data":        func(n *yaml.Node, p string) { c.Data = r.dataFolder(n, p) },
+		"ping_period": func(n *yaml.Node, p string) { c.PingPeriod = r.duration(n, p, time.Second, 25*time.Second) },
+		"lease":       func(n *yaml.Node, p string) { c.StopAfter, c.LostAfter = r.lease(n, p) },
+		"runners": func(n *yaml.Node, p string) {
+			runners = n
+			c.Runners = r.runners(n, p)
+		},
+	})
+	if runners == nil && root.Kind == yaml.MappingNode {
+		r.problem(root, "runners", "is missing", runnersHint)
+	}
+	return c
+}
+
+const runnersHint = "a control plane without runners has nothing to do: give it at least one with name, url and token_file"
+
+func (r *reader) lease(n *yaml.Node, path string) (stopAfter, lostAfter time.Duration) {
+	n = resolve(n)
+	if !r.mapping(n, path, fields{
+		"stop_after": func(n *yaml.Node, p string) { stopAfter = r.duration(n, p, time.Second, 24*time.Hour) },
+		"lost_after": func(n *yaml.Node, p string) { lostAfter = r.duration(n, p, time.Second, 24*time.Hour) },
+	}) {
+		return 0, 0
+	}
+	switch {
+	case (value(n, "stop_after") == nil) != (value(n, "lost_after") == nil):
+		r.problem(n, path, "has only one of stop_after and lost_after", "set both or neither")
+	case stopAfter == 0 || lostAfter == 0: // said already, or neither is set
+	case lostAfter <= stopAfter:
+		r.problem(n, path, fmt.Sprintf("lost_after (%s) is not longer than stop_after (%s)", lostAfter, stopAfter),
+			"an agent that is cut off needs time to stop its jobs before they are reported as lost")
+	case lostAfter-stopAfter < time.Minute:
+		r.warn(n, path, fmt.Sprintf("lost_after is only %s longer than stop_after", lostAfter-stopAfter),
+			"a job that stops slowly may still run when GitLab retries it; leave a minute or more between them")
+	}
+	return stopAfter, lostAfter
+}

@@ -1,0 +1,243 @@
+package config
+
+import (
+	"cmp"
+	"crypto/x509"
+	"fmt"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
+)
+
+// Limits of a runner's entry.
+const (
+	maxName        = 128 // bytes
+	maxJobs        = 100_000
+	maxOutputLimit = 16 << 20 // KiB
+	maxLabels      = 64
+)
+
+// executors are those that this version has; planned are those that the design names.
+var (
+	executors = []string{"shell"}
+	planned   = []string{"docker", "kubernetes", "ssh"}
+)
+
+func (r *reader) runners(n *yaml.Node, path string) []Runner {
+	n = resolve(n)
+	switch {
+	case n.Kind != yaml.SequenceNode:
+		r.problem(n, path, "must be a list of runners, not "+kind(n), "begin each runner with \"- name: …\"")
+		return nil
+	case len(n.Content) == 0:
+		r.problem(n, path, "is empty", runnersHint)
+	case len(n.Content) > maxRunners:
+		r.problem(n, path, fmt.Sprintf("has %d entries, more than %d", len(n.Content), maxRunners), "use a second control plane")
+		return nil
+	}
+	runners := make([]Runner, 0, len(n.Content))
+	names, registrations := map[string]int{}, map[[2]string]string{}
+	for i, item := range n.Content {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		runner, ok := r.runner(item, at)
+		if !ok {
+			continue
+		}
+		if line, again := names[runner.Name]; again && runner.Name != "" {
+			r.problem(resolve(value(resolve(item), "name")), at+".name", fmt.Sprintf("%s is the name of the runner in line %d too", quoted(runner.Name), line), "give each runner its own")
+		}
+		names[runner.Name] = item.Line
+		registration := [2]string{runner.URL, runner.Token}
+		if other, again := registrations[registration]; again && runner.URL != "" && runner.Token != "" {
+			r.problem(resolve(item), at, fmt.Sprintf("has the same url and token as %s", other), "register a runner of its own in GitLab, or raise the limit of the other")
+		}
+		registrations[registration] = at
+		runners = append(runners, runner)
+	}
+	return runners
+}
+
+// runner reads an entry. It says no if the entry is not even a mapping; fields with complaints stay empty.
+func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
+	runner.Runner = registry.Runner{Executor: DefaultExecutor, OutputLimit: DefaultOutputLimit << 10}
+	ok = r.mapping(n, path, fields{
+		"name":        func(n *yaml.Node, p string) { runner.Name = r.name(n, p) },
+		"url":         func(n *yaml.Node, p string) { runner.URL = r.url(n, p) },
+		"token":       func(n *yaml.Node, p string) { runner.Token = r.tokenInline(n, p) },
+		"token_file":  func(n *yaml.Node, p string) { runner.Token = r.tokenFile(n, p) },
+		"token_env":   func(n *yaml.Node, p string) { runner.Token = r.tokenEnv(n, p) },
+		"tls_ca_file": func(n *yaml.Node, p string) { runner.CAFile = r.caFile(n, p) },
+		"executor":    func(n *yaml.Node, p string) { runner.Executor = r.executor(n, p) },
+		"limit": func(n *yaml.Node, p string) {
+			limit, _ := r.number(n, p, 0, maxJobs, "jobs at once, 0 for no limit")
+			runner.Limit = int(limit)
+		},
+		"output_limit": func(n *yaml.Node, p string) {
+			limit, _ := r.number(n, p, 1, maxOutputLimit, fmt.Sprintf("KiB of trace per job; without it %d", DefaultOutputLimit))
+			runner.OutputLimit = limit << 10
+		},
+		"agents": func(n *yaml.Node, p string) { runner.Selector = r.selector(n, p) },
+		"check_interval": func(n *yaml.Node, p string) {
+			runner.CheckInterval = r.duration(n, p, 100*time.Millisecond, time.Hour)
+		},
+		"requests_per_minute": func(n *yaml.Node, p string) {
+			limit, _ := r.number(n, p, 1, 1_000_000, "requests that GitLab has to work on in any minute")
+			runner.RequestsPerMinute = int(limit)
+		},
+	})
+	if !ok {
+		return runner, false
+	}
+	n = resolve(n)
+	for _, required := range [][2]string{{"name", "any text of your own, for logs and lists"}, {"url", urlHint}} {
+		if value(n, required[0]) == nil {
+			r.problem(n, path+"."+required[0], "is missing", required[1])
+		}
+	}
+	given := slices.DeleteFunc([]string{"token", "token_file", "token_env"}, func(key string) bool { return value(n, key) == nil })
+	switch len(given) {
+	case 0:
+		r.problem(n, path+".token_file", "is missing",
+			"create a runner in GitLab (Settings > CI/CD > Runners), put its token into a file of mode 600 and name it here, or use token_env")
+	case 1:
+	default:
+		r.problem(n, path, strings.Join(given, " and ")+" are both set", "keep one of them")
+	}
+	return runner, true
+}
+
+func (r *reader) name(n *yaml.Node, path string) string {
+	text, ok := r.text(n, path)
+	switch {
+	case !ok:
+		return ""
+	case len(text) > maxName:
+		r.problem(resolve(n), path, fmt.Sprintf("has %d bytes, more than %d", len(text), maxName), "")
+	case !utf8.ValidString(text), strings.ContainsFunc(text, func(c rune) bool { return !unicode.IsPrint(c) }), text != strings.TrimSpace(text):
+		r.problem(resolve(n), path, quoted(text)+" has characters that cannot be shown, or spaces around it", "")
+	default:
+		return text
+	}
+	return ""
+}
+
+const urlHint = "write GitLab's address as in the browser, for example https://gitlab.example.com"
+
+// url reads GitLab's address and gives it one form.
+func (r *reader) url(n *yaml.Node, path string) string {
+	text, ok := r.text(n, path)
+	if !ok {
+		return ""
+	}
+	n = resolve(n)
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		r.problem(n, path, quoted(text)+" is not a URL", urlHint) // err repeats the text, a password included
+		return ""
+	case u.User != nil:
+		r.problem(n, path, "has a user or a password in it", "remove them; the runner's token is all that is needed")
+		return ""
+	case u.Scheme != "http" && u.Scheme != "https":
+		r.problem(n, path, fmt.Sprintf("%s begins with neither https:// nor http://", quoted(text)), urlHint)
+		return ""
+	case u.Hostname() == "":
+		r.problem(n, path, quoted(text)+" names no host", urlHint)
+		return ""
+	case u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
+		r.problem(n, path, "has a part after ? or #", urlHint) // not shown: it may be a secret
+		return ""
+	}
+	if u.Scheme == "http" {
+		r.warn(n, path, "http:// sends tokens and sources in the clear", "use https:// if GitLab has it")
+	}
+	u.Host = strings.ToLower(u.Host)
+	u.Path, u.RawPath = strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/ci"), ""
+	return u.String()
+}
+
+func (r *reader) executor(n *yaml.Node, path string) string {
+	text, ok := r.text(n, path)
+	switch {
+	case !ok:
+		return ""
+	case slices.Contains(executors, text):
+		return text
+	case slices.Contains(planned, text):
+		r.problem(resolve(n), path, fmt.Sprintf("%s is not available in this version", text), "available: "+strings.Join(executors, ", "))
+	default:
+		near := nearest(text, slices.Concat(executors, planned))
+		hint := "available: " + strings.Join(executors, ", ")
+		if near != "" {
+			hint = fmt.Sprintf("did you mean %q?", near)
+		}
+		r.problem(resolve(n), path, "unknown executor "+quoted(text), hint)
+	}
+	return ""
+}
+
+func (r *reader) caFile(n *yaml.Node, path string) string {
+	text, ok := r.text(n, path)
+	if !ok {
+		return ""
+	}
+	file := r.path(text)
+	data, _, err := readFile(file)
+	switch {
+	case err != nil:
+		r.problem(resolve(n), path, fmt.Sprintf("%s cannot be read: %v", file, err), "name a file with the PEM certificate of the CA that signed GitLab's")
+	case !x509.NewCertPool().AppendCertsFromPEM(data):
+		r.problem(resolve(n), path, file+" holds no certificate", "it must hold PEM blocks \"CERTIFICATE\"")
+	}
+	return file
+}
+
+// As in the agents' Hello.
+var (
+	labelKey   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
+	labelValue = regexp.MustCompile(`^[A-Za-z0-9._-]{0,63}$`)
+)
+
+// selector reads labels. Their keys are free, so it does not use mapping.
+func (r *reader) selector(n *yaml.Node, path string) registry.Selector {
+	n = resolve(n)
+	const hint = "write labels and their values, for example {os: linux}"
+	switch {
+	case n.Kind != yaml.MappingNode:
+		r.problem(n, path, "must be a mapping of labels to values, not "+kind(n), hint)
+		return nil
+	case len(n.Content)/2 > maxLabels:
+		r.problem(n, path, fmt.Sprintf("has %d labels, more than %d", len(n.Content)/2, maxLabels), "")
+		return nil
+	}
+	labels := registry.Selector{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], resolve(n.Content[i+1])
+		at := path + "." + cmp.Or(key.Value, "?")
+		_, again := labels[key.Value]
+		switch {
+		case key.Kind != yaml.ScalarNode || !labelKey.MatchString(key.Value):
+			r.problem(key, path, quoted(key.Value)+" is not a label",
+				"a label has 1 to 63 of A-Z a-z 0-9 . _ / - and begins and ends with a letter or digit")
+		case again:
+			r.problem(key, at, "is set twice", "a label has one value; for either of two values make two runners")
+		case value.Kind != yaml.ScalarNode:
+			r.problem(value, at, "must be one value, not "+kind(value), hint)
+		case value.ShortTag() == "!!null":
+			r.problem(value, at, "has no value", `write "" for a label that must be there and empty`)
+		case !labelValue.MatchString(value.Value):
+			r.problem(value, at, quoted(value.Value)+" is not a label's value", "it has at most 63 of A-Z a-z 0-9 . _ -; labels are compared for equality only")
+		default:
+			labels[key.Value] = value.Value
+		}
+	}
+	return labels
+}
