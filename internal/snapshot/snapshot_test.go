@@ -14,7 +14,7 @@ func run(t *testing.T, dir string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command("git", args...)
 	cmd.Dir = dir
-	cmd.Env = append(clean(os.Environ()), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@t", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@t")
+	cmd.Env = append(Environ(os.Environ()), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@t", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@t")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, string(out))
 	return strings.TrimSpace(string(out))
@@ -26,7 +26,7 @@ func write(t *testing.T, dir, name, text string) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 }
 
-func repository(t *testing.T) string {
+func newRepo(t *testing.T) string {
 	dir := t.TempDir()
 	run(t, dir, "init", "-q", "-b", "trunk")
 	write(t, dir, "tracked", "one\n")
@@ -42,7 +42,7 @@ func listing(t *testing.T, s Snapshot) []string {
 	t.Helper()
 	cmd := exec.Command("git", "ls-tree", "-r", "--name-only", s.SHA)
 	cmd.Dir = s.RepoDir
-	cmd.Env = append(clean(os.Environ()), "GIT_ALTERNATE_OBJECT_DIRECTORIES="+s.Objects)
+	cmd.Env = append(Environ(os.Environ()), "GIT_ALTERNATE_OBJECT_DIRECTORIES="+s.Objects)
 	out, err := cmd.Output()
 	require.NoError(t, err)
 	return strings.Fields(string(out))
@@ -57,7 +57,7 @@ func state(t *testing.T, dir string) string {
 }
 
 func TestTheWorkingTreeIsTakenAsItIs(t *testing.T) {
-	dir := repository(t)
+	dir := newRepo(t)
 	write(t, dir, "tracked", "two\n")
 	write(t, dir, "sub/new", "new\n")
 	write(t, dir, "staged", "s\n")
@@ -75,7 +75,7 @@ func TestTheWorkingTreeIsTakenAsItIs(t *testing.T) {
 }
 
 func TestACleanTreeIsItsCommit(t *testing.T) {
-	dir := repository(t)
+	dir := newRepo(t)
 	s, err := Take(t.Context(), dir, t.TempDir())
 	require.NoError(t, err)
 	require.False(t, s.Dirty)
@@ -108,7 +108,7 @@ func TestAFolderWithoutARepository(t *testing.T) {
 }
 
 func TestADetachedHeadAndALinkedWorkingTree(t *testing.T) {
-	dir := repository(t)
+	dir := newRepo(t)
 	linked := filepath.Join(t.TempDir(), "linked")
 	run(t, dir, "worktree", "add", "-q", "--detach", linked)
 	write(t, linked, "more", "x")
@@ -119,7 +119,7 @@ func TestADetachedHeadAndALinkedWorkingTree(t *testing.T) {
 }
 
 func TestResolve(t *testing.T) {
-	dir := repository(t)
+	dir := newRepo(t)
 	run(t, dir, "tag", "v1")
 	head := run(t, dir, "rev-parse", "HEAD")
 	for ref, want := range map[string]Snapshot{
@@ -137,4 +137,104 @@ func TestResolve(t *testing.T) {
 	require.Error(t, err)
 	_, err = Resolve(t.Context(), t.TempDir(), "main")
 	require.ErrorContains(t, err, "leave out --ref")
+}
+
+func TestAFolderOfARepositoryAsAProjectOfItsOwn(t *testing.T) {
+	dir := newRepo(t)
+	write(t, dir, "part/.gitlab-ci.yml", "a: {script: [x]}\n")
+	write(t, dir, "part/committed", "x")
+	run(t, dir, "add", ".")
+	run(t, dir, "commit", "-qm", "second")
+	write(t, dir, "part/sub/new", "y")
+	write(t, dir, "part/token.secret", "s3cret")
+	before := state(t, dir)
+
+	s, err := TakeFolder(t.Context(), filepath.Join(dir, "part"), t.TempDir())
+	require.NoError(t, err)
+	require.Equal(t, DefaultRef, s.Ref)
+	require.Equal(t, DefaultRef, s.DefaultBranch)
+	require.Equal(t, filepath.Join(dir, "part"), s.Top)
+	require.Equal(t, []string{".gitlab-ci.yml", "committed", "sub/new"}, listing(t, s))
+	require.Equal(t, s.SHA, run(t, s.RepoDir, "rev-parse", DefaultRef))
+	require.Equal(t, "1", run(t, s.RepoDir, "rev-list", "--count", DefaultRef))
+
+	s, err = ResolveFolder(t.Context(), filepath.Join(dir, "part"), "trunk", t.TempDir())
+	require.NoError(t, err)
+	require.Equal(t, []string{".gitlab-ci.yml", "committed"}, listing(t, s))
+	require.False(t, s.Dirty)
+	_, err = ResolveFolder(t.Context(), filepath.Join(dir, "part"), "trunk~1", t.TempDir())
+	require.EqualError(t, err, "trunk~1 has no folder part")
+	require.Equal(t, before, state(t, dir))
+}
+
+func TestAFolderThatItsRepositoryIgnores(t *testing.T) {
+	dir := newRepo(t)
+	write(t, dir, ".gitignore", "/out/\n")
+	write(t, dir, "out/f", "x")
+	s, err := TakeFolder(t.Context(), filepath.Join(dir, "out"), t.TempDir())
+	require.NoError(t, err)
+	require.Equal(t, []string{"f"}, listing(t, s))
+}
+
+// Same size, same second: git trusts an index entry only if the index is younger than the file.
+func TestAChangeRightAfterTheCommitIsSeen(t *testing.T) {
+	dir := newRepo(t)
+	write(t, dir, "tracked", "two\n")
+	s, err := Take(t.Context(), dir, t.TempDir())
+	require.NoError(t, err)
+	cmd := exec.Command("git", "cat-file", "-p", s.SHA+":tracked")
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GIT_ALTERNATE_OBJECT_DIRECTORIES="+s.Objects)
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	require.Equal(t, "two\n", string(out))
+}
+
+func TestWhatIsKnownOfTheProject(t *testing.T) {
+	dir := newRepo(t)
+	run(t, dir, "config", "user.name", "Ada")
+	run(t, dir, "config", "user.email", "ada@example.com")
+	s, err := Take(t.Context(), dir, t.TempDir())
+	require.NoError(t, err)
+	require.Equal(t, []string{"trunk", "", "Ada", "ada@example.com"}, []string{s.DefaultBranch, s.Origin, s.UserName, s.UserEmail})
+
+	run(t, dir, "branch", "main")
+	run(t, dir, "remote", "add", "origin", "git@git.example.com:group/sub/name.git")
+	s, err = Take(t.Context(), dir, t.TempDir())
+	require.NoError(t, err)
+	require.Equal(t, []string{"trunk", "main", "group/sub/name"}, []string{s.Ref, s.DefaultBranch, s.Origin})
+
+	run(t, dir, "update-ref", "refs/remotes/origin/develop", "HEAD")
+	run(t, dir, "symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/develop")
+	run(t, dir, "tag", "v1")
+	s, err = Resolve(t.Context(), dir, "v1")
+	require.NoError(t, err)
+	require.Equal(t, "develop", s.DefaultBranch)
+}
+
+func TestRemotePath(t *testing.T) {
+	for address, want := range map[string]string{
+		"https://git.example.com/group/name.git": "group/name", "https://u:p@host:8443/a/b/c/": "a/b/c",
+		"ssh://git@host:22/group/name": "group/name", "host:group/name.git": "group/name",
+		"/srv/git/name.git": "", "../name": "", "file:///srv/git/name.git": "", "": "",
+	} {
+		require.Equal(t, want, remotePath(address), address)
+	}
+}
+
+// In a hook git has told its children where the repository is.
+func TestInAHook(t *testing.T) {
+	dir, other := newRepo(t), newRepo(t)
+	t.Setenv("GIT_DIR", filepath.Join(other, ".git"))
+	t.Setenv("GIT_INDEX_FILE", filepath.Join(other, ".git", "index"))
+	s, err := Take(t.Context(), dir, t.TempDir())
+	require.NoError(t, err)
+	require.Equal(t, dir, s.Top)
+}
+
+func TestABrokenRepositoryIsNoFolder(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, ".git", "gitdir: /nowhere/at/all\n")
+	_, err := Take(t.Context(), dir, t.TempDir())
+	require.ErrorContains(t, err, "read the repository of "+dir)
 }
