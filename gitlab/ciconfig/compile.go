@@ -69,6 +69,7 @@ type compiler struct {
 	jobs       []*job
 	byName     map[string]*job // as they are written
 	byInstance map[string]*job // after `parallel`
+	instances  []string        // the names of byInstance, in order
 	targetsOf  map[targetKey][]target
 	warnings   []string
 }
@@ -81,7 +82,7 @@ func (c *compiler) warn(message string) {
 
 // near is [nearest] for hints, while there is room for another error.
 func (c *compiler) near(word string, candidates []string) string {
-	if len(c.report.errs) >= maxErrors {
+	if c.report.full() {
 		return ""
 	}
 	return nearest(word, candidates)
@@ -89,7 +90,7 @@ func (c *compiler) near(word string, candidates []string) string {
 
 // maxProduced bounds what a configuration may grow to: variables, needs and rules, counted for every instance of
 // every job.
-const maxProduced = 4_000_000
+const maxProduced = 1_000_000
 
 // spend counts n things that the pipeline is made of. It reports false, once with an error, when there are too many.
 func (c *compiler) spend(n int) bool {
@@ -121,6 +122,9 @@ func (c *compiler) read(root *node) {
 	c.readDefaults(root)
 	known := globalKeywords()
 	for _, f := range root.fields {
+		if c.report.full() {
+			return
+		}
 		supported, keyword := known[f.key]
 		switch {
 		case keyword:
@@ -171,6 +175,7 @@ func (c *compiler) indexJobs() {
 				c.report.at(j.at, j.path, fmt.Sprintf("the name %q is also one of the names of the job %q", i.name, other.name), "")
 			}
 			c.byInstance[i.name] = j
+			c.instances = append(c.instances, i.name)
 		}
 		if len(c.byInstance) > maxJobs {
 			c.report.at(j.at, j.path, fmt.Sprintf("the configuration has more than %d jobs", maxJobs), "")

@@ -2,7 +2,6 @@ package ciconfig
 
 import (
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -108,7 +107,7 @@ func (c *compiler) inherit(n *node, path string) (defaults, variables filter) {
 			for i, name := range names {
 				f.names[name] = true
 				if _, ok := known[name]; !ok && key == "default" {
-					c.fail(v.items[i], join(here, strconv.Itoa(i)), "known here: "+strings.Join(known.sorted(), ", "), "`default` has no keyword %q", name)
+					c.fail(v.items[i], join(here, strconv.Itoa(i)), "known here: "+known.list(), "`default` has no keyword %q", name)
 				}
 			}
 		default:

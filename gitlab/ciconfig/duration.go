@@ -53,9 +53,14 @@ func parseDuration(text string) (time.Duration, error) {
 			}
 			factor := 1.0 // the last number may go without a unit
 			if i+1 < len(words) {
-				unit, ok := durationUnit(strings.Trim(words[i+1], ","))
-				if !ok {
+				next := strings.Trim(words[i+1], ",")
+				unit, ok := durationUnit(next)
+				switch {
+				case ok:
+				case durationNumber.MatchString(next) || joinsDurations(next):
 					return 0, fmt.Errorf("%q is not a duration: %s has no unit", text, word)
+				default:
+					return 0, fmt.Errorf("%q is not a duration: %q is no unit of time", text, next)
 				}
 				factor = unit
 				i++
@@ -67,13 +72,15 @@ func parseDuration(text string) (time.Duration, error) {
 		switch {
 		case ok && i == 0: // "day" is "1 day"
 			sum += unit
-		case ok || word == "and" || word == "with" || word == "plus":
+		case ok || joinsDurations(word):
 		default:
 			return 0, fmt.Errorf("%q is not a duration: %q is no unit of time", text, word)
 		}
 	}
 	return checkDuration(text, sum)
 }
+
+func joinsDurations(word string) bool { return word == "and" || word == "with" || word == "plus" }
 
 // clockSeconds reads "h:m:s"; further parts to the left are days, months and years.
 func clockSeconds(clock string) float64 {

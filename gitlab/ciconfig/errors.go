@@ -86,9 +86,15 @@ type report struct {
 	files []string // in the order of inclusion
 }
 
+// full tells whether further errors are dropped.
+func (r *report) full() bool { return len(r.errs) >= maxErrors }
+
 func (r *report) add(e *Error) {
+	if r.full() {
+		return
+	}
 	line := e.Error()
-	if r.seen[line] || len(r.errs) >= maxErrors {
+	if r.seen[line] {
 		return
 	}
 	if r.seen == nil {

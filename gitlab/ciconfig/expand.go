@@ -17,6 +17,9 @@ var (
 // variables that double each other grow without limit.
 const maxExpanded = 1 << 20
 
+// maxExpandedDepth bounds how many variables may be inside each other in one expansion.
+const maxExpandedDepth = 1000
+
 // expand replaces the variables in a text, once. An unknown one stays as it is, or is dropped.
 func expand(text string, lookup func(string) (string, bool), keepUnknown bool) string {
 	return replaceReferences(reference, text, func(name, whole string) string {
@@ -62,7 +65,7 @@ func replaceReferences(re *regexp.Regexp, text string, replacement func(name, wh
 }
 
 // expanded returns a lookup of a scope's variables with the variables inside their values replaced, innermost first.
-// Raw variables stay as they are, unknown ones become empty, and so does a variable that is inside itself.
+// Raw variables stay as they are, unknown ones become empty, and so does a variable that is inside itself or too deep.
 func (s *scope) expanded() func(string) (string, bool) {
 	x := &expander{scope: s, values: map[string]string{}, open: map[string]bool{}}
 	return x.value
@@ -86,7 +89,7 @@ func (x *expander) value(key string) (string, bool) {
 	if v.Raw || !strings.ContainsAny(v.Value, "$%") {
 		return v.Value, true
 	}
-	if x.open[key] || x.bytes > maxExpanded {
+	if x.open[key] || len(x.open) > maxExpandedDepth || x.bytes > maxExpanded {
 		return "", true
 	}
 	x.open[key] = true
@@ -104,31 +107,54 @@ func (x *expander) value(key string) (string, bool) {
 // is none.
 func (s *scope) cycle() []string {
 	const open, done = 1, 2
+	type step struct {
+		key  string
+		next []string // references that are not followed yet
+	}
 	state := map[string]int{}
-	var path, found []string
-	var visit func(key string)
-	visit = func(key string) {
-		state[key] = open
-		path = append(path, key)
-		if v, _ := s.variable(key); !v.Raw && strings.ContainsAny(v.Value, "$%") {
-			replaceReferences(referenceEscaped, v.Value, func(name, _ string) string {
-				switch {
-				case found != nil || name == key || state[name] == done:
-				case state[name] == open:
-					found = slices.Clone(path[slices.Index(path, name):])
-				default:
-					visit(name)
+	for _, start := range s.references() {
+		if state[start] != 0 {
+			continue
+		}
+		path := []step{{key: start, next: s.inside(start)}}
+		state[start] = open
+		for len(path) > 0 {
+			top := &path[len(path)-1]
+			if len(top.next) == 0 {
+				state[top.key] = done
+				path = path[:len(path)-1]
+				continue
+			}
+			key := top.next[0]
+			top.next = top.next[1:]
+			switch {
+			case key == top.key || state[key] == done:
+			case state[key] == open:
+				i := slices.IndexFunc(path, func(s step) bool { return s.key == key })
+				var found []string
+				for _, s := range path[i:] {
+					found = append(found, s.key)
 				}
-				return ""
-			})
-		}
-		path = path[:len(path)-1]
-		state[key] = done
-	}
-	for _, key := range s.keys() {
-		if v, _ := s.variable(key); found == nil && state[key] == 0 && strings.ContainsAny(v.Value, "$%") {
-			visit(key)
+				return found
+			default:
+				state[key] = open
+				path = append(path, step{key: key, next: s.inside(key)})
+			}
 		}
 	}
-	return found
+	return nil
+}
+
+// inside returns the variables that a variable's value names.
+func (s *scope) inside(key string) []string {
+	v, _ := s.variable(key)
+	if v.Raw {
+		return nil
+	}
+	var names []string
+	replaceReferences(referenceEscaped, v.Value, func(name, _ string) string {
+		names = append(names, name)
+		return ""
+	})
+	return names
 }

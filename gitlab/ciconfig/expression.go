@@ -147,7 +147,10 @@ func (e *expression) check() error {
 			depth++
 		}
 	}
-	if depth != 1 {
+	if depth < 1 {
+		return errNoExpression
+	}
+	if depth > 1 {
 		return errors.New("two values stand side by side without an operator between them")
 	}
 	return nil

@@ -74,7 +74,7 @@ func (c *compiler) isJob(f field, path string) bool {
 	n := f.value
 	switch {
 	case f.kind != kindString:
-		c.report.at(f.at, path, "the name of a job must be a string, this is "+f.kind.String(), "quote it: \""+f.key+"\"")
+		c.report.at(f.at, path, "the name of a job must be a string, this is "+f.kind.String(), "quote it: \""+f.raw+"\"")
 		return false
 	case f.key == "":
 		c.report.at(f.at, path, "the name of a job is empty", "")

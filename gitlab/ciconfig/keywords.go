@@ -67,7 +67,7 @@ func (c *compiler) check(n *node, path string, known keywords) {
 
 func (c *compiler) unknown(f field, path string, known keywords) {
 	names := known.sorted()
-	hint := "known here: " + strings.Join(names, ", ")
+	hint := "known here: " + known.list()
 	if near := c.near(f.key, names); near != "" {
 		hint = fmt.Sprintf("did you mean `%s`?", near)
 	}
@@ -81,6 +81,11 @@ func (k keywords) sorted() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// list names the keywords that are supported.
+func (k keywords) list() string {
+	return strings.Join(slices.DeleteFunc(k.sorted(), func(name string) bool { return !k[name] }), ", ")
 }
 
 // join appends to a path.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -62,6 +63,9 @@ func (l *loader) document(src []byte) *yaml.Node {
 			break
 		}
 		if err != nil {
+			if len(docs) > 0 && hasHeader(docs[0]) {
+				break
+			}
 			p, message, hint := syntaxError(l.file, src, err)
 			l.report.at(p, "", message, hint)
 			return nil
@@ -74,13 +78,26 @@ func (l *loader) document(src []byte) *yaml.Node {
 	case len(docs) == 0:
 		l.report.at(pos{file: l.file, line: 1, col: 1}, "", "the configuration is empty", "it needs at least one job with a script")
 		return nil
-	case len(docs) == 1:
-		return docs[0]
-	}
-	if first := docs[0]; first.Kind == yaml.MappingNode && len(first.Content) > 0 && first.Content[0].Value == "spec" {
-		l.report.at(l.pos(first.Content[0]), "spec", notSupported("spec"), "")
-	} else {
+	case hasHeader(docs[0]):
+		l.report.at(l.pos(docs[0].Content[0]), "spec", notSupported("spec"), "")
+		return nil
+	case len(docs) > 1:
 		l.fail(docs[1], "the file has more than one YAML document", "remove the line '---' before it")
+		return nil
+	}
+	return docs[0]
+}
+
+// hasHeader tells whether a document is the one with `spec` that stands before a configuration with inputs.
+func hasHeader(y *yaml.Node) bool {
+	return y.Kind == yaml.MappingNode && len(y.Content) == 2 && y.Content[0].Value == "spec" && y.Content[1].Kind == yaml.MappingNode && valueOf(y.Content[1], "script") == nil
+}
+
+func valueOf(y *yaml.Node, name string) *yaml.Node {
+	for i := 0; i+1 < len(y.Content); i += 2 {
+		if y.Content[i].Value == name {
+			return y.Content[i+1]
+		}
 	}
 	return nil
 }
@@ -195,29 +212,25 @@ func (l *loader) mapping(y *yaml.Node, level int) *node {
 	ok := true
 	for i := 0; i+1 < len(y.Content); i += 2 {
 		k, v := y.Content[i], y.Content[i+1]
-		value := l.build(v, level+1)
-		if value == nil {
-			ok = false
-			continue
-		}
 		if k.Kind == yaml.ScalarNode && k.ShortTag() == "!!merge" {
-			if !l.merge(v, value, set) {
-				ok = false
-			}
+			value := l.build(v, level+1)
+			ok = value != nil && l.merge(v, value, set) && ok
 			continue
 		}
 		f, good := l.key(k, level)
-		if !good {
+		if good {
+			if line, dup := own[f.key]; dup {
+				l.fail(k, fmt.Sprintf("the key %q is in this mapping twice", f.key), fmt.Sprintf("the first one is in line %d", line))
+				good = false
+			} else {
+				own[f.key] = k.Line
+			}
+		}
+		f.value = l.build(v, level+1)
+		if !good || f.value == nil {
 			ok = false
 			continue
 		}
-		if line, dup := own[f.key]; dup {
-			l.fail(k, fmt.Sprintf("the key %q is in this mapping twice", f.key), fmt.Sprintf("the first one is in line %d", line))
-			ok = false
-			continue
-		}
-		own[f.key] = k.Line
-		f.value = value
 		set(f)
 	}
 	if !ok {
@@ -235,7 +248,7 @@ func (l *loader) key(k *yaml.Node, level int) (field, bool) {
 		l.fail(k, "a key is "+n.kind.String()+", not a string", "")
 		return field{}, false
 	}
-	return field{key: n.text, kind: n.kind, at: l.pos(k)}, true
+	return field{key: n.text, raw: n.raw, kind: n.kind, at: l.pos(k)}, true
 }
 
 func (l *loader) merge(y *yaml.Node, value *node, set func(field)) bool {
@@ -268,20 +281,37 @@ func syntaxError(file string, src []byte, err error) (p pos, message, hint strin
 			message = tail
 		}
 	}
+	line := firstBadLine(src)
+	text := lineOf(src, line)
+	column := len(text) - len(bytes.TrimLeft(text, " \t"))
 	if name, ok := strings.CutPrefix(message, "unknown anchor '"); ok {
 		name, _, _ = strings.Cut(name, "'")
 		message = fmt.Sprintf("the anchor %q is not defined", name)
 		hint = "anchors are defined with &" + name + " before they are used, in the same file"
+		if i := bytes.Index(text, []byte("*"+name)); i > 0 {
+			column = utf8.RuneCount(text[:i])
+		}
 	} else {
+		hint = syntaxHint(message, text)
 		message = "invalid YAML: " + message
 	}
-	line := firstBadLine(src)
-	text := lineOf(src, line)
-	p = pos{file: file, line: line, col: 1 + len(text) - len(bytes.TrimLeft(text, " \t"))}
-	if hint == "" && bytes.HasPrefix(bytes.TrimLeft(text, " "), []byte("\t")) {
-		hint = "YAML does not allow tabs for indentation"
+	return pos{file: file, line: line, col: column + 1}, message, hint
+}
+
+func syntaxHint(message string, line []byte) string {
+	switch {
+	case bytes.HasPrefix(bytes.TrimLeft(line, " "), []byte("\t")):
+		return "YAML does not allow tabs for indentation"
+	case strings.HasPrefix(message, "mapping values are not allowed"):
+		return `quote the text: YAML reads ": " in it as a key and its value`
+	case strings.Contains(message, "end of stream"):
+		return "a quote or a bracket that is opened here is not closed"
+	case strings.HasPrefix(message, "did not find expected key"), strings.HasPrefix(message, "did not find expected '-'"):
+		return "check the indentation"
+	case strings.Contains(message, "cannot start any token"):
+		return "quote the text"
 	}
-	return p, message, hint
+	return ""
 }
 
 func lineOf(src []byte, line int) []byte {
@@ -308,7 +338,7 @@ func firstBadLine(src []byte) int {
 	if last := ends[len(ends)-1]; last < len(src) {
 		ends = append(ends, len(src))
 	}
-	budget := 16 << 20
+	budget := 8 << 20
 	valid := func(k int) bool {
 		budget -= ends[k] + 100
 		dec := yaml.NewDecoder(bytes.NewReader(src[:ends[k]]))

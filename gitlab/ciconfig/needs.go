@@ -3,7 +3,6 @@ package ciconfig
 import (
 	"fmt"
 	"iter"
-	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -252,7 +251,7 @@ func (c *compiler) checkNeed(j *job, d need, name string) bool {
 		return false
 	case !ok:
 		hint := ""
-		if near := c.near(name, slices.Sorted(maps.Keys(c.byInstance))); near != "" {
+		if near := c.near(name, c.instances); near != "" {
 			hint = fmt.Sprintf("did you mean %q?", near)
 		}
 		c.report.at(d.at, d.path, fmt.Sprintf("the job %q that this one needs does not exist", name), hint)
@@ -270,6 +269,9 @@ func (c *compiler) checkNeed(j *job, d need, name string) bool {
 func (c *compiler) checkNeeds() {
 	edges := map[string][]string{}
 	for _, j := range c.jobs {
+		if c.report.full() {
+			return
+		}
 		for _, i := range j.instances() {
 			if j.needs != nil {
 				for _, t := range c.targets(j, i.name, j.needs) {

@@ -73,12 +73,12 @@ func (c *compiler) flatten(n *node, path string, levels int, out []string) ([]st
 		if it.kind == kindList {
 			if levels <= 1 {
 				c.fail(it, here, "", "lists are nested too deep here")
-				return nil, false
+				ok = false
+				continue
 			}
 			var good bool
-			if out, good = c.flatten(it, here, levels-1, out); !good {
-				return nil, false
-			}
+			out, good = c.flatten(it, here, levels-1, out)
+			ok = ok && good
 			continue
 		}
 		if it.kind == kindMap && len(it.fields) > 0 {

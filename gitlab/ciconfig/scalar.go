@@ -37,7 +37,7 @@ func (l *loader) scalar(y *yaml.Node) *node {
 	} else if y.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 		return n
 	}
-	if scalarDate.MatchString(y.Value) || scalarTime.MatchString(y.Value) {
+	if len(y.Value) > 7 && y.Value[0] < 'A' && (scalarDate.MatchString(y.Value) || scalarTime.MatchString(y.Value)) {
 		l.fail(y, "this is a date, which a configuration may not contain", fmt.Sprintf("quote it: \"%s\"", y.Value))
 		return nil
 	}
@@ -48,6 +48,9 @@ func (l *loader) scalar(y *yaml.Node) *node {
 // resolve gives a plain scalar its type.
 func resolve(n *node) {
 	s := n.text
+	if s != "" && !strings.ContainsRune("0123456789+-.:~yYtToOnNfF", rune(s[0])) {
+		return
+	}
 	switch strings.ToLower(s) {
 	case "", "~", "null":
 		n.kind, n.text = kindNull, ""

@@ -38,12 +38,14 @@ func (s *scope) lookup(key string) (string, bool) {
 	return v.Value, ok
 }
 
-// keys returns every key once, sorted.
-func (s *scope) keys() []string {
+// references returns the keys whose values may name other variables, sorted.
+func (s *scope) references() []string {
 	var keys []string
 	for _, l := range s.layers {
-		for k := range l {
-			keys = append(keys, k)
+		for k, v := range l {
+			if strings.ContainsAny(v.Value, "$%") {
+				keys = append(keys, k)
+			}
 		}
 	}
 	slices.Sort(keys)

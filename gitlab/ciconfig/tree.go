@@ -46,8 +46,9 @@ type node struct {
 // field is an entry of a mapping.
 type field struct {
 	key   string
-	kind  kind // of the key as it is written: kindInt for 1, kindBool for true
-	at    pos  // of the key
+	raw   string // the key as it is written
+	kind  kind   // of the key: kindInt for 1, kindBool for true
+	at    pos    // of the key
 	value *node
 }
 
