@@ -14,10 +14,9 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
+	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
@@ -35,8 +34,6 @@ type Config struct {
 	Runners []Runner
 	// Identity says which agent a call comes from. Its error is a gRPC status.
 	Identity func(ctx context.Context) (id, name string, err error)
-	// Validate checks a received message against the rules in the proto files.
-	Validate func(m proto.Message) error
 
 	// PingPeriod is how often each side of a session pings.
 	PingPeriod time.Duration
@@ -74,8 +71,13 @@ type Claim struct {
 	At       time.Time
 }
 
-// Dispatcher is the owner of all jobs. Its methods may be called concurrently.
+// TraceMethod is the full name of the call whose messages are checked by hand, not by the rules in the proto files.
+const TraceMethod = fleetv1.FleetService_Trace_FullMethodName
+
+// Dispatcher is the owner of all jobs. It serves FleetService. Its methods may be called concurrently.
 type Dispatcher struct {
+	fleetv1.UnimplementedFleetServiceServer
+
 	cfg Config
 	log *slog.Logger
 
@@ -250,7 +252,8 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 }
 
 // Close ends all sessions and stops driving jobs; what is durable is taken up by the next Start. The relay is the
-// caller's to close, after this.
+// caller's to close, after this; the gRPC server should be stopped gracefully, because the sessions' last words may still
+// be on their way.
 func (d *Dispatcher) Close() {
 	d.mu.Lock()
 	d.closed = true

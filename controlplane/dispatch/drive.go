@@ -333,7 +333,7 @@ func (d *Dispatcher) askGitLab(ctx context.Context, j *job, state string) event 
 	if state == runnerapi.StatePending {
 		ev.kind = evPending
 	}
-	res, err := j.runner.GitLab.UpdateJob(ctx, j.row.GitLabJobID, j.row.Token, runnerapi.UpdateRequest{
+	res, err := j.runner.GitLab.UpdateJob(ctx, j.row.GitLabJobID, runnerapi.UpdateRequest{
 		Info: d.Info(j.runner.Name), Token: j.row.Token, State: state,
 	})
 	if err != nil {

@@ -95,16 +95,34 @@ func (d *Dispatcher) Info(name string) runnerapi.Info {
 	return info
 }
 
+// Slots returns how many jobs the runner can have at once: its limit or what its agents have, whichever is less.
+func (d *Dispatcher) Slots(name string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.runners[name]
+	if r == nil {
+		return 0
+	}
+	if r.pool.stale {
+		d.describeLocked(r.pool)
+	}
+	if r.Limit > 0 {
+		return min(r.Limit, r.pool.slots)
+	}
+	return r.pool.slots
+}
+
 // describeLocked works out what all agents of a pool have in common. A pool that has lost its last agent keeps what it
 // said before, so that what GitLab is told does not flicker.
 func (d *Dispatcher) describeLocked(p *pool) {
-	p.stale = false
+	p.stale, p.slots = false, 0
 	first := true
 	for id := range p.agents.Agents {
 		a := d.agents[id]
 		if a.session == nil {
 			continue
 		}
+		p.slots += a.slots
 		e := a.executors[p.executor]
 		f := runnerapi.FeaturesOf(e.GetFeatures())
 		if first {

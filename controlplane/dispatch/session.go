@@ -140,9 +140,6 @@ func (d *Dispatcher) receive(stream grpc.BidiStreamingServer[fleetv1.SessionRequ
 		if err != nil {
 			return err
 		}
-		if err := d.cfg.Validate(m); err != nil {
-			return status.Errorf(codes.InvalidArgument, "invalid message: %v", err)
-		}
 		s.heard.Store(time.Now().UnixNano())
 		if hello := m.GetHello(); hello != nil {
 			if err := d.hello(s, id, name, hello); err != nil {

@@ -29,6 +29,7 @@ type pool struct {
 
 	// What the agents have in common, for GitLab; features is nil before the first agent came.
 	stale           bool
+	slots           int
 	features        *runnerapi.Features
 	shell, os, arch string
 }

@@ -1,0 +1,209 @@
+// Package controlplane puts the control plane together: store, identities, dispatch, relay and one poller per runner,
+// behind one gRPC server. It decides nothing itself.
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
+	"github.com/switchyard-ci/switchyard/controlplane/enrollment"
+	"github.com/switchyard-ci/switchyard/controlplane/grpcserver"
+	"github.com/switchyard-ci/switchyard/controlplane/polling"
+	"github.com/switchyard-ci/switchyard/controlplane/relay"
+	"github.com/switchyard-ci/switchyard/controlplane/store/sealing"
+	"github.com/switchyard-ci/switchyard/controlplane/store/sqlite"
+	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
+)
+
+// Names in the data folder.
+const (
+	storeFile = "switchyard.db"
+	keyFile   = "master.key"
+	spoolDir  = "spool"
+)
+
+const (
+	// stopPatience is how long a stopping control plane waits for reports that are under way.
+	stopPatience = 20 * time.Second
+	// flushPatience is how long agents may take to read the last words of their sessions.
+	flushPatience = 2 * time.Second
+)
+
+// Config is what a control plane needs.
+type Config struct {
+	// Data is the folder of the store, the spool and the CA. The caller has made it (0700) and holds it for itself.
+	Data    string
+	Runners []Runner
+	// PingPeriod, StopAfter and LostAfter are dispatch's; 0 takes its defaults.
+	PingPeriod, StopAfter, LostAfter time.Duration
+	Logger                           *slog.Logger
+}
+
+// Server is a control plane.
+type Server struct {
+	cfg       Config
+	log       *slog.Logger
+	store     *sqlite.Store
+	authority *enrollment.Authority
+	dispatch  *dispatch.Dispatcher
+	relay     *relay.Relay
+	pollers   []*polling.Poller
+	clients   *clients
+	grpc      *grpc.Server
+}
+
+// Open opens what is in the data folder and takes up the jobs that are there. Nothing is claimed and no agent is served
+// before Serve. The caller must call Serve or Close.
+func Open(ctx context.Context, cfg Config) (*Server, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Server) open(ctx context.Context) error {
+	key, err := sealing.LoadKey(filepath.Join(s.cfg.Data, keyFile))
+	if err != nil {
+		return err
+	}
+	if s.store, err = sqlite.Open(ctx, filepath.Join(s.cfg.Data, storeFile), key); err != nil {
+		return err
+	}
+	ca, err := enrollment.OpenCA(s.cfg.Data, time.Now)
+	if err != nil {
+		return err
+	}
+	if s.authority, err = enrollment.New(ctx, ca, s.store, s.log); err != nil {
+		return err
+	}
+	if s.clients, err = newClients(s.cfg.Runners, s.log); err != nil {
+		return err
+	}
+	runners := make([]dispatch.Runner, 0, len(s.cfg.Runners))
+	for _, r := range s.cfg.Runners {
+		systemID, err := s.store.SystemID(ctx, r.Name)
+		if err != nil {
+			return fmt.Errorf("system id of runner %q: %w", r.Name, err)
+		}
+		runners = append(runners, s.clients.dispatchRunner(r, systemID))
+	}
+	s.dispatch, err = dispatch.New(dispatch.Config{
+		Store: s.store, Runners: runners, Identity: s.identity,
+		PingPeriod: s.cfg.PingPeriod, StopAfter: s.cfg.StopAfter, LostAfter: s.cfg.LostAfter, Logger: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	if s.relay, err = relay.New(relay.Options{Dir: filepath.Join(s.cfg.Data, spoolDir), Events: s.dispatch, Logger: s.log}); err != nil {
+		return err
+	}
+	for i, r := range s.cfg.Runners {
+		p, err := s.clients.poller(r, runners[i].SystemID, s.dispatch)
+		if err != nil {
+			return err
+		}
+		s.pollers = append(s.pollers, p)
+	}
+	s.grpc, err = grpcserver.New(grpcserver.Options{
+		TLS: s.authority.TLSConfig(), Log: s.log, Unvalidated: []string{dispatch.TraceMethod},
+	})
+	if err != nil {
+		return err
+	}
+	fleetv1.RegisterEnrollmentServiceServer(s.grpc, s.authority)
+	fleetv1.RegisterFleetServiceServer(s.grpc, s.dispatch)
+	return s.dispatch.Start(ctx, s.relay)
+}
+
+// Serve serves agents on l and claims jobs, until ctx ends or something fails for good. Then it stops in order: no more
+// claims, sessions told to come back, reports that are under way finished, everything closed. Jobs that run go on.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := s.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("serve agents on %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
+	claiming, stopped := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error {
+		<-ctx.Done()
+		stopped()
+		return nil
+	})
+	var polls errgroup.Group
+	for _, p := range s.pollers {
+		polls.Go(func() error { return p.Run(claiming) })
+	}
+	group.Go(func() error {
+		err := polls.Wait() // a claim under way is awaited: it may carry a job
+		<-ctx.Done()
+		return errors.Join(err, s.Close())
+	})
+	return group.Wait()
+}
+
+// Close releases everything; what is durable is taken up by the next Open.
+func (s *Server) Close() error {
+	var errs []error
+	if s.dispatch != nil {
+		s.dispatch.Close()
+	}
+	if s.grpc != nil {
+		force := time.AfterFunc(flushPatience, s.grpc.Stop)
+		s.grpc.GracefulStop()
+		force.Stop()
+	}
+	if s.dispatch != nil {
+		s.dispatch.Wait()
+	}
+	if s.relay != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
+		defer cancel()
+		errs = append(errs, s.relay.Close(ctx))
+	}
+	if s.clients != nil {
+		s.clients.close()
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// identity names the agent that makes a call.
+func (s *Server) identity(ctx context.Context) (id, name string, err error) {
+	if id, err = s.authority.Identity(ctx); err != nil {
+		return "", "", err
+	}
+	a, _ := s.authority.Agent(id)
+	return id, a.Name, nil
+}
+
+// Authority gives out join tokens.
+func (s *Server) Authority() *enrollment.Authority { return s.authority }
+
+// Dispatcher knows agents and jobs.
+func (s *Server) Dispatcher() *dispatch.Dispatcher { return s.dispatch }
+
+// Pollers returns what each runner's poller knows of itself, in the order of the configuration.
+func (s *Server) Pollers() []polling.Status {
+	all := make([]polling.Status, 0, len(s.pollers))
+	for _, p := range s.pollers {
+		all = append(all, p.Status())
+	}
+	return all
+}

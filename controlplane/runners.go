@@ -1,0 +1,124 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
+	"github.com/switchyard-ci/switchyard/controlplane/polling"
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi/client"
+	"github.com/switchyard-ci/switchyard/internal/buildinfo"
+)
+
+// Runner is a registration in GitLab and how to serve it.
+type Runner struct {
+	registry.Runner
+	// CheckInterval and RequestsPerMinute are polling's; 0 takes its defaults.
+	CheckInterval     time.Duration
+	RequestsPerMinute int
+}
+
+// clients are the connections to the GitLabs: one per address and CA, shared by its runners.
+type clients struct {
+	byGitLab map[gitlab]*client.Client
+	budgets  map[gitlab]*polling.Budget
+	ids      map[string]*atomic.Int64 // GitLab's id of each runner, by name; 0 until it has answered
+	log      *slog.Logger
+}
+
+type gitlab struct{ url, caFile string }
+
+func newClients(runners []Runner, log *slog.Logger) (*clients, error) {
+	c := &clients{
+		byGitLab: make(map[gitlab]*client.Client), budgets: make(map[gitlab]*polling.Budget),
+		ids: make(map[string]*atomic.Int64), log: log,
+	}
+	for _, r := range runners {
+		c.ids[r.Name] = new(atomic.Int64)
+		at := gitlab{r.URL, r.CAFile}
+		if c.byGitLab[at] != nil {
+			continue
+		}
+		cl, err := client.New(client.Options{URL: r.URL, CAFile: r.CAFile, UserAgent: buildinfo.UserAgent(), Logger: log})
+		if err != nil {
+			c.close()
+			return nil, fmt.Errorf("runner %q: %w", r.Name, err)
+		}
+		c.byGitLab[at] = cl
+		c.budgets[at] = polling.NewBudget(polling.DefaultBudgetPerMinute)
+	}
+	return c, nil
+}
+
+func (c *clients) close() {
+	for _, cl := range c.byGitLab {
+		cl.Close()
+	}
+}
+
+func (c *clients) dispatchRunner(r Runner, systemID string) dispatch.Runner {
+	id := c.ids[r.Name]
+	return dispatch.Runner{
+		Name: r.Name, URL: r.URL, Executor: r.Executor, Selector: dispatch.Selector(r.Selector), Limit: r.Limit,
+		OutputLimit: r.OutputLimit, ShortToken: r.ShortToken(), SystemID: systemID, ID: id.Load,
+		Info: baseInfo(), GitLab: c.byGitLab[gitlab{r.URL, r.CAFile}],
+	}
+}
+
+// baseInfo is what GitLab is told of the control plane itself: what it does with every job, whatever runs it.
+func baseInfo() runnerapi.Info {
+	return runnerapi.Info{
+		Name: "switchyard", Version: buildinfo.Version(), Revision: buildinfo.Revision(),
+		Platform: runtime.GOOS, Architecture: runtime.GOARCH,
+		Features: runnerapi.Features{
+			TraceReset: true, TraceChecksum: true, TraceSize: true, Cancelable: true, CancelGracefully: true, TwoPhaseJobCommit: true,
+		},
+	}
+}
+
+func (c *clients) poller(r Runner, systemID string, d *dispatch.Dispatcher) (*polling.Poller, error) {
+	at := gitlab{r.URL, r.CAFile}
+	return polling.New(polling.Options{
+		Runner: r.Name, Token: r.Token, SystemID: systemID,
+		Client: verified{c.byGitLab[at], c.ids[r.Name]}, Dispatcher: slots{d}, Budget: c.budgets[at],
+		Info:          func() runnerapi.Info { return d.Info(r.Name) },
+		Slots:         func() int { return d.Slots(r.Name) },
+		CheckInterval: r.CheckInterval, RequestsPerMinute: r.RequestsPerMinute, Logger: c.log,
+	})
+}
+
+// verified notes the runner's id when GitLab tells it.
+type verified struct {
+	*client.Client
+	id *atomic.Int64
+}
+
+func (v verified) Verify(ctx context.Context, r runnerapi.VerifyRequest) (*runnerapi.VerifyResponse, error) {
+	res, err := v.Client.Verify(ctx, r)
+	if err == nil && res != nil {
+		v.id.Store(res.ID)
+	}
+	return res, err
+}
+
+// slots lets polling see the dispatcher in its own words.
+type slots struct{ *dispatch.Dispatcher }
+
+func (s slots) Reserve(ctx context.Context, runner string) (polling.Reservation, error) {
+	r, err := s.Dispatcher.Reserve(ctx, runner)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (s slots) Claimed(ctx context.Context, runner string, r polling.Reservation, c polling.Claim) error {
+	slot, _ := r.(*dispatch.Reservation)
+	return s.Dispatcher.Claimed(ctx, runner, slot, dispatch.Claim{Payload: c.Payload, Envelope: c.Envelope, ServerCA: c.ServerCA, At: c.ReceivedAt})
+}
