@@ -127,6 +127,12 @@ func (l *Ledger) Phase(ref Ref) Phase {
 	return 0
 }
 
+// Busy says whether the job holds a slot.
+func (l *Ledger) Busy(ref Ref) bool {
+	e := l.jobs[ref]
+	return e != nil && e.busy
+}
+
 // Len is how many jobs are held, whatever their phase.
 func (l *Ledger) Len() int { return len(l.jobs) }
 
@@ -267,6 +273,14 @@ func (l *Ledger) Tick(now time.Time) []Effect {
 	return out
 }
 
+// Deadline is when Tick has something to do next; zero: not as things are.
+func (l *Ledger) Deadline() time.Time {
+	if len(l.queue) == 0 {
+		return time.Time{}
+	}
+	return l.jobs[l.queue[0]].deadline
+}
+
 // Disconnected forgets offers that were not answered: they do not outlive their session.
 func (l *Ledger) Disconnected() {
 	l.refuseWaiting("")
@@ -325,16 +339,21 @@ func (l *Ledger) Cancel(ref Ref, mode fleetv1.CancelMode) []Effect {
 	return []Effect{{Verb: Cancel, Ref: ref, Mode: mode}}
 }
 
-// CancelAll stops every job that has no result yet; those that were not started are dropped.
+// CancelAll stops every job that has no result yet. One that waits for its start will end as soon as that comes.
 func (l *Ledger) CancelAll(mode fleetv1.CancelMode) []Effect {
 	var out []Effect
+	for ref := range l.jobs {
+		out = append(out, l.Cancel(ref, mode)...)
+	}
+	return out
+}
+
+// CancelStarted stops every job that was started and has no result yet.
+func (l *Ledger) CancelStarted(mode fleetv1.CancelMode) []Effect {
+	var out []Effect
 	for ref, e := range l.jobs {
-		switch e.phase {
-		case Accepted:
-			out = append(out, l.discard(ref)...)
-		case Started:
+		if e.phase == Started {
 			out = append(out, l.Cancel(ref, mode)...)
-		case Waiting, Finished, Discarding:
 		}
 	}
 	return out

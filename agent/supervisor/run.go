@@ -30,6 +30,7 @@ type work struct {
 	trace  *folder.Trace
 	env    executors.Environment
 
+	intent       Intent // with what Launch added
 	prefixLength int64
 }
 
@@ -112,7 +113,8 @@ func (w *work) fresh() {
 		return
 	}
 	o := w.current()
-	w.Intent.ConcurrentID, w.Intent.ConcurrentProjectID = o.concurrentID, o.concurrentProjectID
+	w.intent = w.Intent
+	w.intent.ConcurrentID, w.intent.ConcurrentProjectID = o.concurrentID, o.concurrentProjectID
 	p, err := w.open()
 	if err != nil {
 		w.failWithoutFolder(fmt.Sprintf("the agent cannot keep the job: %v", err))
@@ -165,7 +167,7 @@ func (w *work) open() (*prefix, error) {
 	if err := os.Mkdir(w.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the job's folder: %w", err)
 	}
-	if err := w.Intent.write(w.dir); err != nil {
+	if err := w.intent.write(w.dir); err != nil {
 		return nil, err
 	}
 	var err error
@@ -229,7 +231,7 @@ func (w *work) writeSpec(p *prefix, payload []byte) error {
 		return fmt.Errorf("write the trace: %w", err)
 	}
 	version, revision := versions()
-	i := w.Intent
+	i := w.intent
 	spec := folder.Spec{
 		Job: i.Job, Epoch: i.Epoch, PrefixLength: p.length, PrefixCRC32: p.crc, OutputLimit: w.outputLimit(),
 		Executor: i.Executor,

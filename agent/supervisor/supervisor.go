@@ -121,6 +121,14 @@ func (j *Job) Launch(concurrentID, concurrentProjectID int) {
 	})
 }
 
+// ConcurrentIDs are the numbers that Launch gave the job, now or before the agent was restarted.
+func (j *Job) ConcurrentIDs() (id, projectID int) {
+	if o := j.current(); o.launched {
+		return o.concurrentID, o.concurrentProjectID
+	}
+	return j.Intent.ConcurrentID, j.Intent.ConcurrentProjectID
+}
+
 // Cancel stops the job; it still ends with a result.
 func (j *Job) Cancel(mode fleetv1.CancelMode) {
 	if mode == fleetv1.CancelMode_CANCEL_MODE_UNSPECIFIED {
