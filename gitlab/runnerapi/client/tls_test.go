@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
 // authority is a private CA.
@@ -150,6 +152,25 @@ func TestPrivateCA(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, string(encode(own)), result.ServerCA)
 	})
+}
+
+func TestProtocols(t *testing.T) {
+	ca := newAuthority(t, "private")
+	leaf := ca.server("127.0.0.1")
+	var cert atomic.Pointer[tls.Certificate]
+	cert.Store(&leaf)
+	var seen atomic.Value
+	url := serveTLS(t, &cert, func(config *tls.Config) { config.NextProtos = []string{"h2", "http/1.1"} },
+		func(_ http.ResponseWriter, r *http.Request) { seen.Store(r.Proto) })
+	c, err := New(Options{URL: url, CA: ca.pem})
+	require.NoError(t, err)
+	defer c.Close()
+	_, err = c.RequestJob(t.Context(), jobRequest(), LaneWatch)
+	require.Error(t, err)
+	require.Equal(t, "HTTP/2.0", seen.Load())
+	_, err = c.UpdateJob(t.Context(), 1, runnerapi.UpdateRequest{Token: jobToken})
+	require.NoError(t, err)
+	require.Equal(t, "HTTP/1.1", seen.Load())
 }
 
 func TestSystemCANeedsNoServerCA(t *testing.T) {
