@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -124,6 +126,13 @@ func (a *Authority) Agent(agentID string) (agent store.Agent, ok bool) {
 	defer a.membersMu.RUnlock()
 	agent, ok = a.members[agentID]
 	return agent, ok
+}
+
+// Agents returns the members of the fleet, in no particular order.
+func (a *Authority) Agents() []store.Agent {
+	a.membersMu.RLock()
+	defer a.membersMu.RUnlock()
+	return slices.Collect(maps.Values(a.members))
 }
 
 func (a *Authority) admit(agent store.Agent) {

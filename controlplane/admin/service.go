@@ -1,0 +1,111 @@
+// Package admin is the control plane's side of AdminService and the way to it: a socket in the data folder that only its
+// owner can open.
+package admin
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
+	"github.com/switchyard-ci/switchyard/controlplane/grpcserver"
+	"github.com/switchyard-ci/switchyard/controlplane/store"
+	adminv1 "github.com/switchyard-ci/switchyard/gen/switchyard/admin/v1"
+	"github.com/switchyard-ci/switchyard/internal/jointoken"
+)
+
+// Defaults of CreateJoinToken.
+const (
+	defaultUses = 1
+	defaultTTL  = time.Hour
+)
+
+// Members knows who belongs to the fleet. *enrollment.Authority is one.
+type Members interface {
+	NewJoinToken(ctx context.Context, uses int, ttl time.Duration) (jointoken.Token, store.JoinToken, error)
+	Agents() []store.Agent
+}
+
+// Fleet knows what goes on. *dispatch.Dispatcher is one.
+type Fleet interface {
+	Agents() []dispatch.AgentStatus
+	Jobs() []dispatch.JobSnapshot
+}
+
+// NewServer makes a server for AdminService. It asks nobody who he is: serve it on a listener of Listen only.
+func NewServer(members Members, fleet Fleet, log *slog.Logger) (*grpc.Server, error) {
+	server, err := grpcserver.New(grpcserver.Options{Log: log})
+	if err != nil {
+		return nil, err
+	}
+	adminv1.RegisterAdminServiceServer(server, &service{members: members, fleet: fleet, log: log})
+	return server, nil
+}
+
+type service struct {
+	adminv1.UnimplementedAdminServiceServer
+
+	members Members
+	fleet   Fleet
+	log     *slog.Logger
+}
+
+func (s *service) CreateJoinToken(ctx context.Context, req *adminv1.CreateJoinTokenRequest) (*adminv1.CreateJoinTokenResponse, error) {
+	uses := cmp.Or(int(req.GetUses()), defaultUses)
+	ttl := cmp.Or(req.GetTtl().AsDuration(), defaultTTL)
+	token, stored, err := s.members.NewJoinToken(ctx, uses, ttl)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	s.log.InfoContext(ctx, "join token made", slog.String("join_token", stored.ID), slog.Int("uses", stored.Uses), slog.Time("expires", stored.ExpiresAt))
+	return &adminv1.CreateJoinTokenResponse{Token: token.String(), ExpiresAt: timestamppb.New(stored.ExpiresAt)}, nil
+}
+
+// ListAgents lists the members, also those that were not seen since the start, ordered by name.
+func (s *service) ListAgents(context.Context, *adminv1.ListAgentsRequest) (*adminv1.ListAgentsResponse, error) {
+	agents := map[string]*adminv1.Agent{}
+	for _, member := range s.members.Agents() {
+		agents[member.ID] = &adminv1.Agent{Id: member.ID, Name: member.Name}
+	}
+	for _, a := range s.fleet.Agents() {
+		agents[a.ID] = &adminv1.Agent{
+			Id: a.ID, Name: a.Name, Online: a.Online, LastSeen: timestamp(a.LastSeen), Slots: uint32(a.Slots), UsedSlots: uint32(a.UsedSlots),
+			Labels: a.Labels, Executors: a.Executors, Version: a.Version, Draining: a.Draining,
+		}
+	}
+	response := new(adminv1.ListAgentsResponse)
+	for _, a := range agents {
+		response.Agents = append(response.Agents, a)
+	}
+	slices.SortFunc(response.Agents, func(a, b *adminv1.Agent) int {
+		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetId(), b.GetId()))
+	})
+	return response, nil
+}
+
+func (s *service) ListJobs(context.Context, *adminv1.ListJobsRequest) (*adminv1.ListJobsResponse, error) {
+	response := new(adminv1.ListJobsResponse)
+	for _, j := range s.fleet.Jobs() {
+		response.Jobs = append(response.Jobs, &adminv1.Job{
+			Job: j.Job, Epoch: j.Epoch, State: j.State, Runner: j.Runner, Agent: j.Agent, GitlabJobId: j.GitLabJobID,
+			ProjectPath: j.ProjectPath, JobName: j.JobName, ClaimedAt: timestamp(j.ClaimedAt), StartedAt: timestamp(j.StartedAt),
+			TraceReceived: j.TraceReceived, TraceReported: j.TraceReported,
+		})
+	}
+	return response, nil
+}
+
+// timestamp is nil for no time.
+func timestamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
