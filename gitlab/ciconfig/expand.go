@@ -145,16 +145,16 @@ func (s *scope) cycle() []string {
 	return nil
 }
 
-// inside returns the variables that a variable's value names.
+// inside returns the variables that the values of a variable name, those of lower precedence too: GitLab counts them.
 func (s *scope) inside(key string) []string {
-	v, _ := s.variable(key)
-	if v.Raw {
-		return nil
-	}
 	var names []string
-	replaceReferences(referenceEscaped, v.Value, func(name, _ string) string {
-		names = append(names, name)
-		return ""
-	})
+	for _, l := range s.layers {
+		if v := l[key]; !v.Raw {
+			replaceReferences(referenceEscaped, v.Value, func(name, _ string) string {
+				names = append(names, name)
+				return ""
+			})
+		}
+	}
 	return names
 }
