@@ -76,9 +76,11 @@ func keep(dir string, key *ecdsa.PrivateKey, ca *x509.Certificate, answer *fleet
 		return nil, err
 	}
 	id := &Identity{dir: dir, key: key, ca: ca, ID: answer.GetAgentId(), Name: answer.GetName()}
-	if err := id.use(chain); err != nil {
+	certificate, err := id.check(chain)
+	if err != nil {
 		return nil, err
 	}
+	id.current.Store(certificate)
 	b, err := json.Marshal(info{ID: id.ID, Name: id.Name})
 	if err != nil {
 		return nil, fmt.Errorf("keep the agent's name: %w", err)

@@ -87,10 +87,6 @@ func Load(dir string) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := &Identity{dir: dir, key: key, ca: ca[0]}
-	if err := id.use(chain); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, certFile), err)
-	}
 	b, err := os.ReadFile(filepath.Join(dir, infoFile))
 	if err != nil {
 		return nil, fmt.Errorf("read the agent's name: %w", err)
@@ -99,37 +95,44 @@ func Load(dir string) (*Identity, error) {
 	if err := json.Unmarshal(b, &i); err != nil {
 		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, infoFile), err)
 	}
-	id.Name = i.Name
+	id := &Identity{dir: dir, key: key, ca: ca[0], ID: i.ID, Name: i.Name}
+	certificate, err := id.check(chain)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, certFile), err)
+	}
+	id.current.Store(certificate)
 	return id, nil
 }
 
-// use takes a chain (leaf first) as the certificate from now on.
-func (i *Identity) use(chain []*x509.Certificate) error {
+// check returns a chain (leaf first) as a certificate if it is one for this agent.
+func (i *Identity) check(chain []*x509.Certificate) (*tls.Certificate, error) {
 	leaf := chain[0]
 	if public, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !public.Equal(i.key.Public()) {
-		return errors.New("the certificate is not for this agent's key")
+		return nil, errors.New("the certificate is not for this agent's key")
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(i.ca)
+	at := leaf.NotBefore // whether it is expired is for Certificate to say
+	if i.ca.NotBefore.After(at) {
+		at = i.ca.NotBefore
+	}
 	if _, err := leaf.Verify(x509.VerifyOptions{
-		Roots: roots, CurrentTime: leaf.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}); err != nil {
-		return fmt.Errorf("the certificate is not of this fleet: %w", err)
+		return nil, fmt.Errorf("the certificate is not of this fleet: %w", err)
 	}
 	agent, err := fleettls.AgentID(leaf)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if i.ID != "" && i.ID != agent {
-		return fmt.Errorf("the certificate is for agent %s, this is %s", agent, i.ID)
+		return nil, fmt.Errorf("the certificate is for agent %s, this is %s", agent, i.ID)
 	}
-	i.ID = agent
 	raw := make([][]byte, 0, len(chain))
 	for _, c := range chain {
 		raw = append(raw, c.Raw)
 	}
-	i.current.Store(&tls.Certificate{Certificate: raw, PrivateKey: i.key, Leaf: leaf})
-	return nil
+	return &tls.Certificate{Certificate: raw, PrivateKey: i.key, Leaf: leaf}, nil
 }
 
 // Certificate returns the certificate to present, or an *ExpiredError.

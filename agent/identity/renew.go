@@ -42,11 +42,13 @@ func (i *Identity) Renew(ctx context.Context, conn *uplink.Conn) error {
 	if err != nil {
 		return fmt.Errorf("renew the certificate: %w", err)
 	}
-	if err := writeCertificates(filepath.Join(i.dir, certFile), chain); err != nil {
+	certificate, err := i.check(chain)
+	if err == nil {
+		err = writeCertificates(filepath.Join(i.dir, certFile), chain)
+	}
+	if err != nil {
 		return fmt.Errorf("renew the certificate: %w", err)
 	}
-	if err := i.use(chain); err != nil {
-		return fmt.Errorf("renew the certificate: %w", err)
-	}
+	i.current.Store(certificate)
 	return nil
 }

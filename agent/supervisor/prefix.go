@@ -96,8 +96,7 @@ func (p *prefix) line(text string) {
 }
 
 func (p *prefix) put(b []byte) {
-	b = b[:max(0, min(int64(len(b)), p.limit-p.length))]
-	if p.err != nil || len(b) == 0 {
+	if p.err != nil || int64(len(b)) > p.limit-p.length {
 		return
 	}
 	n, err := p.file.Write(b)
