@@ -154,6 +154,7 @@ func New(now time.Time, length int64, resumed bool, rand func() float64) *Report
 		// Nobody knows for how long GitLab has heard nothing: a sign of life soon, but not all jobs' at once.
 		spread := time.Duration(rand() * float64(resumeSpread))
 		r.probe = true
+		r.unsent = now.Add(-Gather)
 		r.ack = now.Add(spread - TouchMin)
 		r.patch.notBefore = now.Add(spread)
 	}

@@ -21,7 +21,7 @@ func datasync(f *os.File) error {
 		}
 	})
 	if err != nil {
-		return err
+		return os.ErrClosed // Control has no other error of its own, and this one has no name
 	}
 	return failed
 }
