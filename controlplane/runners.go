@@ -6,23 +6,17 @@ import (
 	"log/slog"
 	"runtime"
 	"sync/atomic"
-	"time"
 
+	"github.com/switchyard-ci/switchyard/controlplane/config"
 	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
 	"github.com/switchyard-ci/switchyard/controlplane/polling"
-	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi/client"
 	"github.com/switchyard-ci/switchyard/internal/buildinfo"
 )
 
 // Runner is a registration in GitLab and how to serve it.
-type Runner struct {
-	registry.Runner
-	// CheckInterval and RequestsPerMinute are polling's; 0 takes its defaults.
-	CheckInterval     time.Duration
-	RequestsPerMinute int
-}
+type Runner = config.Runner
 
 // clients are the connections to the GitLabs: one per address and CA, shared by its runners.
 type clients struct {
@@ -65,7 +59,7 @@ func (c *clients) close() {
 func (c *clients) dispatchRunner(r Runner, systemID string) dispatch.Runner {
 	id := c.ids[r.Name]
 	return dispatch.Runner{
-		Name: r.Name, URL: r.URL, Executor: r.Executor, Selector: dispatch.Selector(r.Selector), Limit: r.Limit,
+		Name: r.Name, URL: r.URL, Executor: r.Executor, Selector: r.Selector, Limit: r.Limit,
 		OutputLimit: r.OutputLimit, ShortToken: r.ShortToken(), SystemID: systemID, ID: id.Load,
 		Info: baseInfo(), GitLab: c.byGitLab[gitlab{r.URL, r.CAFile}],
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
@@ -50,7 +51,7 @@ type Runner struct {
 	Name        string
 	URL         string // of the GitLab
 	Executor    string
-	Selector    Selector
+	Selector    registry.Selector
 	Limit       int   // jobs at once; 0 for no limit
 	OutputLimit int64 // bytes of trace per job
 	ShortToken  string

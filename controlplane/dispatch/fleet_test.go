@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sealing"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sqlite"
@@ -108,7 +109,7 @@ func start(t *testing.T, dir string, g *gitlabStub) *fleet {
 		Runners: []Runner{
 			{Name: "any", URL: "http://gitlab", Executor: "shell", OutputLimit: 1 << 20, GitLab: g},
 			{Name: "one", URL: "http://gitlab", Executor: "shell", OutputLimit: 1 << 20, GitLab: g, Limit: 1},
-			{Name: "gpu", URL: "http://gitlab", Executor: "shell", Selector: Selector{"gpu": "yes"}, OutputLimit: 1 << 20, GitLab: g},
+			{Name: "gpu", URL: "http://gitlab", Executor: "shell", Selector: registry.Selector{"gpu": "yes"}, OutputLimit: 1 << 20, GitLab: g},
 		},
 	})
 	require.NoError(t, err)

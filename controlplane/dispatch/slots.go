@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/switchyard-ci/switchyard/controlplane/allocation"
 	"github.com/switchyard-ci/switchyard/controlplane/placement"
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
@@ -22,7 +22,7 @@ type lease struct {
 // pool is the agents that serve the runners with one executor and one selector.
 type pool struct {
 	executor string
-	selector Selector
+	selector registry.Selector
 	agents   placement.Pool
 	claims   allocation.Queue // runners that wait for a slot to claim with
 	jobs     []*job           // claimed jobs without an agent: served before new claims, oldest first
@@ -215,29 +215,8 @@ func (a *agent) offerRoomLocked() {
 	}
 }
 
-// Selector says which agents may serve a runner: all of its labels must be there with these values.
-type Selector map[string]string
-
-func (s Selector) matches(labels map[string]string) bool {
-	for k, v := range s {
-		if got, ok := labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
-}
-
-func (s Selector) String() string {
-	pairs := make([]string, 0, len(s))
-	for k, v := range s {
-		pairs = append(pairs, k+"="+v)
-	}
-	slices.Sort(pairs)
-	return strings.Join(pairs, ",")
-}
-
 // poolLocked returns the pool for an executor and a selector, making it at the first call.
-func (d *Dispatcher) poolLocked(executor string, s Selector) *pool {
+func (d *Dispatcher) poolLocked(executor string, s registry.Selector) *pool {
 	key := executor + " " + s.String()
 	p := d.pools[key]
 	if p == nil {
@@ -255,7 +234,7 @@ func (d *Dispatcher) joinPoolsLocked(a *agent) {
 	}
 	a.pools = nil
 	for _, p := range d.pools {
-		if _, ok := a.executors[p.executor]; ok && p.selector.matches(a.labels) {
+		if _, ok := a.executors[p.executor]; ok && p.selector.Matches(a.labels) {
 			a.pools = append(a.pools, p)
 			p.stale = true
 		}
