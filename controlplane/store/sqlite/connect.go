@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/url"
@@ -50,6 +51,19 @@ func connect(path string, n int, extra map[string]string) (*sql.DB, error) {
 	db.SetMaxOpenConns(n)
 	db.SetMaxIdleConns(n)
 	return db, nil
+}
+
+// checkFile reads through the whole file, so that damage is told at the start and not by the job that meets it. The
+// store holds no more than the jobs that are under way.
+func checkFile(ctx context.Context, db *sql.DB) error {
+	var verdict string
+	if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&verdict); err != nil {
+		return err
+	}
+	if verdict != "ok" {
+		return damaged(errors.New(verdict))
+	}
+	return nil
 }
 
 // migrate brings the schema up to date and refuses one from the future.

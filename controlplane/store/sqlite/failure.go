@@ -35,12 +35,16 @@ func explain(err error) error {
 	case sqlite3.SQLITE_FULL:
 		return fmt.Errorf("%w: free some space on its disk, nothing needs to be restarted: %w", store.ErrFull, err)
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return fmt.Errorf("%w: stop the control plane, move the file and its -wal and -shm away and restore a backup "+
-			"(without one a new store is made and the agents must enrol again): %w", store.ErrDamaged, err)
+		return damaged(err)
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
 		return fmt.Errorf("the file or its folder cannot be written: see to their owner and mode and to the mount: %w", err)
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL:
 		return fmt.Errorf("another process holds the file: end it: %w", err)
 	}
 	return err
+}
+
+func damaged(err error) error {
+	return fmt.Errorf("%w: stop the control plane, move the file and its -wal and -shm away and restore a backup "+
+		"(without one a new store is made and the agents must enrol again): %w", store.ErrDamaged, err)
 }

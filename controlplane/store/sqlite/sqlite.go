@@ -82,6 +82,9 @@ func makeFile(path string) error {
 }
 
 func (s *Store) prepareSchema(ctx context.Context, db *sql.DB) error {
+	if err := checkFile(ctx, db); err != nil {
+		return err
+	}
 	if err := migrate(ctx, db); err != nil {
 		return err
 	}

@@ -13,7 +13,10 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane/store/sqlite"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	conformance.CrashChild(openAt)
+	goleak.VerifyTestMain(m)
+}
 
 var key = sealing.NewKey([32]byte{1, 2, 3})
 

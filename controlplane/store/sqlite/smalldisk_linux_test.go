@@ -1,0 +1,20 @@
+package sqlite_test
+
+import (
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// smallDisk mounts a disk of that many bytes. Only root can.
+func smallDisk(t *testing.T, size int) (folder string) {
+	t.Helper()
+	folder = t.TempDir()
+	if err := unix.Mount("tmpfs", folder, "tmpfs", 0, "mode=0700,size="+strconv.Itoa(size)); err != nil {
+		t.Skipf("needs a disk that is small: mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(folder, unix.MNT_DETACH)) })
+	return folder
+}
