@@ -236,13 +236,13 @@ func (l *loop) sendTraces(link *link) {
 				backoff.Reset()
 				told = false
 			}
-			if !told {
-				log.Warn("the trace stream broke; opening it again", "err", link.conn.Explain(err))
-			}
 			select {
 			case <-time.After(backoff.Next()):
 			case <-link.ctx.Done():
-				return
+				return // it broke with the session, which has said so
+			}
+			if !told {
+				log.Warn("the trace stream broke; opening it again", "err", link.conn.Explain(err))
 			}
 		}
 	})

@@ -59,7 +59,11 @@ func KindOf(err error) Kind {
 
 // explain makes sense of err, a call's error, with what TLS said on that connection (nil: nothing).
 func explain(address string, err, fromTLS error) *Error {
-	s, _ := status.FromError(err)
+	// FromError would put what err was wrapped in into the message.
+	s := status.Convert(err)
+	if inner := (interface{ GRPCStatus() *status.Status })(nil); errors.As(err, &inner) {
+		s = inner.GRPCStatus()
+	}
 	out := func(k Kind, format string, args ...any) *Error {
 		return &Error{Kind: k, Text: fmt.Sprintf(format, args...), Err: err}
 	}
