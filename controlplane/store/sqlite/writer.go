@@ -114,10 +114,11 @@ func (w *writer) drop(job int64) {
 func (w *writer) takeDrops() map[int64]struct{} {
 	w.dropMu.Lock()
 	defer w.dropMu.Unlock()
-	drops := w.drops
-	if len(drops) > 0 {
-		w.drops = make(map[int64]struct{})
+	if len(w.drops) == 0 {
+		return nil
 	}
+	drops := w.drops
+	w.drops = make(map[int64]struct{})
 	return drops
 }
 
