@@ -59,6 +59,7 @@ type compiler struct {
 
 	nodes    int // values written in all files
 	includes int // files included
+	copied   int // fields copied by merges
 	produced int // what the pipeline was made of so far, see spend
 
 	stages     []string       // .pre first, .post last

@@ -16,7 +16,6 @@ type extender struct {
 	done  map[string]*node
 	depth map[string]int // levels above
 	path  []string       // being written out
-	spent int
 }
 
 func (c *compiler) extend(root *node) *node {
@@ -67,15 +66,15 @@ func (x *extender) entry(name string, n *node) *node {
 			return n
 		}
 		x.depth[name] = max(x.depth[name], x.depth[parent]+1)
-		merged = deepMerge(merged, base)
+		merged = deepMerge(merged, base, &x.c.copied)
 	}
 	if x.depth[name] > maxExtends {
 		x.c.fail(v, path, "", "`extends` goes over more than %d levels", maxExtends)
 		return n
 	}
-	merged = deepMerge(merged, n)
-	if x.spent += merged.size; x.spent > maxNodes {
-		x.c.fail(v, path, "", "the configuration has more than %d values with its extends written out", maxNodes)
+	merged = deepMerge(merged, n, &x.c.copied)
+	if x.c.copied > maxExpandedNodes {
+		x.c.fail(v, path, "", "merging the configuration copies more than %d values", maxExpandedNodes)
 		return n
 	}
 	x.done[name] = merged

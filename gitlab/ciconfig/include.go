@@ -34,14 +34,18 @@ func (c *compiler) include(root *node, stack []string) *node {
 			if n == nil {
 				return own // reported
 			}
-			merged = deepMerge(merged, n)
+			merged = deepMerge(merged, n, &c.copied)
 			if limit := merged.tooBig(); limit != "" {
 				c.fail(l.at, l.path, "", "%s", limit)
 				return own
 			}
+			if c.copied > maxExpandedNodes {
+				c.fail(l.at, l.path, "", "merging the configuration copies more than %d values", maxExpandedNodes)
+				return own
+			}
 		}
 	}
-	return deepMerge(merged, own)
+	return deepMerge(merged, own, &c.copied)
 }
 
 // locations returns the local files that `include` names and whose rules match.
@@ -118,10 +122,6 @@ func (c *compiler) expandLocation(l location) []string {
 	}
 	if c.opt.Glob == nil {
 		c.fail(l.at, l.path, "name each file", "wildcards cannot be used here: the repository's files are not known")
-		return nil
-	}
-	if !strings.HasSuffix(local, ".yml") && !strings.HasSuffix(local, ".yaml") {
-		c.fail(l.at, l.path, "end it in .yml or .yaml", "%q does not end in .yml or .yaml", l.local)
 		return nil
 	}
 	files, err := c.opt.Glob(local)

@@ -177,11 +177,15 @@ func (c *compiler) targets(j *job, instanceName string, list *needList) []target
 	if done, ok := c.targetsOf[key]; ok {
 		return done
 	}
+	var variables map[string]string
+	if list.interpolated {
+		variables = matrixVariables(j, instanceName)
+	}
 	var out []target
 	seen := map[string]bool{}
 	for _, d := range list.needs {
 		if list.interpolated {
-			d = c.interpolate(d, c.matrixVariables(j, instanceName))
+			d = c.interpolate(d, variables)
 		}
 		names := c.instanceNames(d)
 		if !c.spend(len(names)) {
@@ -206,7 +210,7 @@ func (c *compiler) targets(j *job, instanceName string, list *needList) []target
 }
 
 // matrixVariables are the variables of an instance of parallel:matrix, and those that the job itself sets.
-func (c *compiler) matrixVariables(j *job, instanceName string) map[string]string {
+func matrixVariables(j *job, instanceName string) map[string]string {
 	values := map[string]string{}
 	for _, v := range j.variables {
 		values[v.Key] = v.Value
@@ -274,7 +278,11 @@ func (c *compiler) checkNeeds() {
 		}
 		for _, i := range j.instances() {
 			if j.needs != nil {
-				for _, t := range c.targets(j, i.name, j.needs) {
+				targets := c.targets(j, i.name, j.needs)
+				if !c.spend(len(targets)) {
+					return
+				}
+				for _, t := range targets {
 					edges[i.name] = append(edges[i.name], t.name)
 				}
 			}

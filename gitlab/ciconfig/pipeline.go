@@ -35,7 +35,7 @@ type Pipeline struct {
 	Stages     []string   // those that have jobs, in order; .pre first, .post last
 	Variables  []Variable // top-level `variables` and those of the matched workflow rule
 	Jobs       []Job      // ordered by stage, then by their place in the file; no job with `when: never`
-	Warnings   []string   // things that GitLab's linter warns about
+	Warnings   []string   // what deserves a look: GitLab's own warnings, values that YAML changes, keywords without effect
 	AutoCancel AutoCancel // workflow:auto_cancel
 }
 

@@ -39,7 +39,7 @@ func (r *resolver) node(n *node, level int) *node {
 	switch n.kind {
 	case kindReference:
 		if r.open[n] {
-			return r.fail(n, name(n)+" is part of a circle")
+			return r.fail(n, describe(n)+" is part of a circle")
 		}
 		r.open[n] = true
 		out = r.reference(n, level)
@@ -74,7 +74,7 @@ func (r *resolver) reference(n *node, level int) *node {
 	target := r.root
 	for _, key := range n.items {
 		if target.kind != kindMap || !nonNull(target.get(key.text)) {
-			return r.fail(n, name(n)+" could not be found")
+			return r.fail(n, describe(n)+" could not be found")
 		}
 		target = target.get(key.text)
 	}
@@ -87,7 +87,7 @@ func (r *resolver) fail(n *node, message string) *node {
 	return nil
 }
 
-func name(reference *node) string {
+func describe(reference *node) string {
 	keys := make([]string, len(reference.items))
 	for i, k := range reference.items {
 		keys[i] = k.text

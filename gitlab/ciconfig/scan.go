@@ -36,7 +36,7 @@ func scan(text string) (tokens []token, hint string, err error) {
 		if len(tokens) == maxTokens {
 			return nil, "", fmt.Errorf("the expression has more than %d parts", maxTokens)
 		}
-		t, length, err := next(rest)
+		t, length, err := nextToken(rest)
 		if err != nil {
 			return nil, "", err
 		}
@@ -49,8 +49,8 @@ func scan(text string) (tokens []token, hint string, err error) {
 	return tokens, "", nil
 }
 
-// next returns the token that a text begins with; its length is 0 if there is none.
-func next(rest string) (t token, length int, err error) {
+// nextToken returns the token that a text begins with; its length is 0 if there is none.
+func nextToken(rest string) (t token, length int, err error) {
 	for _, lexeme := range lexemes {
 		m := lexeme.pattern.FindStringSubmatch(rest)
 		if m == nil {

@@ -52,11 +52,13 @@ type field struct {
 	value *node
 }
 
-// maxNodes bounds a configuration with all aliases, references and extends written out, maxDepth its nesting (GitLab's
+// maxNodes bounds the values that are written in all files together (merge keys written out), maxExpandedNodes those
+// of the configuration with its aliases, references and extends written out, maxDepth its nesting (GitLab's
 // max_yaml_depth).
 const (
-	maxNodes = 400_000
-	maxDepth = 100
+	maxNodes         = 400_000
+	maxExpandedNodes = 2_000_000
+	maxDepth         = 100
 )
 
 func (n *node) scalar() bool { return n.kind <= kindString }
@@ -89,7 +91,7 @@ func (n *node) keyAt(key string) pos {
 func (n *node) measure() *node {
 	n.size, n.depth = 1, 1
 	grow := func(c *node) {
-		n.size = min(n.size+c.size, 2*maxNodes)
+		n.size = min(n.size+c.size, 2*maxExpandedNodes)
 		n.depth = max(n.depth, c.depth+1)
 	}
 	for _, c := range n.items {
@@ -116,8 +118,8 @@ func newMap(at pos, fields []field) *node {
 // tooBig names the limit that the node passes, or is empty.
 func (n *node) tooBig() string {
 	switch {
-	case n.size > maxNodes:
-		return fmt.Sprintf("the configuration has more than %d values with its aliases, references and extends written out", maxNodes)
+	case n.size > maxExpandedNodes:
+		return fmt.Sprintf("the configuration has more than %d values with its aliases, references and extends written out", maxExpandedNodes)
 	case n.depth > maxDepth:
 		return fmt.Sprintf("the configuration is nested more than %d levels deep", maxDepth)
 	}
@@ -126,7 +128,9 @@ func (n *node) tooBig() string {
 
 // deepMerge returns base with over on top: mappings are merged key by key, everything else is replaced (Rails'
 // deep_merge, which GitLab uses for extends and include).
-func deepMerge(base, over *node) *node {
+// Mappings that only one of them has are shared; copied grows by the fields that are not.
+func deepMerge(base, over *node, copied *int) *node {
+	*copied += len(base.fields) + len(over.fields)
 	fields := slices.Clone(base.fields)
 	index := make(map[string]int, len(fields)+len(over.fields))
 	for i, f := range fields {
@@ -140,7 +144,7 @@ func deepMerge(base, over *node) *node {
 			continue
 		}
 		if fields[i].value.kind == kindMap && f.value.kind == kindMap {
-			f.value = deepMerge(fields[i].value, f.value)
+			f.value = deepMerge(fields[i].value, f.value, copied)
 		}
 		fields[i] = f
 	}
