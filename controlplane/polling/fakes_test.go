@@ -60,7 +60,7 @@ func (g *fakeGitLab) push(n int) {
 }
 
 func (g *fakeGitLab) Verify(_ context.Context, r runnerapi.VerifyRequest) (*runnerapi.VerifyResponse, error) {
-	time.Sleep(g.latency)
+	<-time.After(g.latency)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.verifies = append(g.verifies, r)
@@ -74,7 +74,7 @@ func (g *fakeGitLab) Verify(_ context.Context, r runnerapi.VerifyRequest) (*runn
 
 func (g *fakeGitLab) RequestJob(ctx context.Context, r runnerapi.JobRequest, lane client.Lane) (*client.RequestResult, error) {
 	start := time.Now()
-	time.Sleep(g.latency)
+	<-time.After(g.latency)
 	if lane == client.LaneWatch && g.onWatch != nil {
 		g.onWatch()
 	}
@@ -237,7 +237,7 @@ func startBench(t *testing.T, slots int, change func(g *fakeGitLab, o *Options))
 
 // pass lets virtual time pass and waits until everybody has done what there was to do.
 func pass(d time.Duration) {
-	time.Sleep(d)
+	<-time.After(d)
 	synctest.Wait()
 }
 

@@ -293,6 +293,9 @@ func (m *machine) watchAnswered(now time.Time, a answer) {
 		m.pace(now, 1)
 	case abandoned:
 		m.soil()
+		if a.held >= m.hold.limit() {
+			m.hold = holdTime{} // GitLab holds longer than it did
+		}
 	default:
 		m.trouble(now, &m.failures, a)
 	}

@@ -142,6 +142,12 @@ func TestWatchLimit(t *testing.T) {
 	m := holding(t)
 	_, limit := watch(t, m, at(50))
 	require.Equal(t, 62500*time.Millisecond, limit)
+
+	m.watchAnswered(at(112.5), answer{kind: abandoned, sent: "a", held: limit})
+	claim(t, m, at(112.5))
+	m.claimAnswered(at(112.5), answer{kind: none, cursor: "a", rails: true})
+	_, limit = watch(t, m, at(112.5))
+	require.Equal(t, maxWatch, limit, "GitLab holds longer than it did, who knows how long")
 }
 
 func TestGitLabThatDoesNotHold(t *testing.T) {
@@ -294,6 +300,32 @@ func TestSlotThatComesTooLateIsGivenBack(t *testing.T) {
 			require.False(t, m.reserveEnded(at(0), 8, true))
 		})
 	}
+}
+
+func TestSlotThatComesDuringAPauseIsGivenBack(t *testing.T) {
+	m := verified(t)
+	m.window = 2
+	for range 2 {
+		claim(t, m, at(0))
+	}
+	m.claimAnswered(at(0), answer{kind: conflict, rails: true})
+	m.claimAnswered(at(0), answer{kind: conflict, rails: true})
+	require.Equal(t, plan{wake: at(0.1)}, m.plan(at(0), 8))
+	m.reserveStarted() // as if it had been waited for all the time
+	require.False(t, m.plan(at(0), 8).dropReserve, "its place in the row is kept")
+	require.False(t, m.reserveEnded(at(0.05), 8, true))
+	claim(t, m, at(0.1))
+}
+
+func TestWatchesThatFindOthersJobsCountAsEmpty(t *testing.T) {
+	m := holding(t)
+	for i := range freeEmpties + 2 {
+		watch(t, m, at(50))
+		m.watchAnswered(at(50), answer{kind: none, sent: m.cursor, cursor: string(rune('b' + i)), rails: true})
+	}
+	watch(t, m, at(50))
+	m.watchAnswered(at(50.1), answer{kind: none, sent: m.cursor, held: 100 * time.Millisecond})
+	require.Equal(t, plan{wake: at(50.4)}, m.plan(at(50.1), 8), "the next claim is delayed")
 }
 
 func TestEmptyClaimsInARowAreDelayed(t *testing.T) {

@@ -2,7 +2,7 @@
 //
 // A poller claims only with a slot that the dispatcher reserved for it, and waits for work with a watch, a request that
 // GitLab holds until its queue changes and that needs no slot. What may be sent when is decided by a pure state machine
-// (machine.go); the rest of the package carries it out. docs/design has the reasoning.
+// (machine.go); the rest of the package carries it out.
 package polling
 
 import (
@@ -33,7 +33,9 @@ const (
 
 // Client is what a poller needs of [client.Client].
 type Client interface {
+	// RequestJob asks for a job; see [client.Client.RequestJob].
 	RequestJob(ctx context.Context, r runnerapi.JobRequest, lane client.Lane) (*client.RequestResult, error)
+	// Verify asks whether GitLab knows the runner; see [client.Client.Verify].
 	Verify(ctx context.Context, r runnerapi.VerifyRequest) (*runnerapi.VerifyResponse, error)
 }
 
@@ -185,7 +187,9 @@ func (p *Poller) Run(ctx context.Context) error {
 	wake := time.NewTimer(0)
 	defer wake.Stop()
 	done := ctx.Done()
-	var grace <-chan time.Time
+	grace := time.NewTimer(0)
+	grace.Stop()
+	defer grace.Stop()
 	for {
 		select {
 		case on := <-p.pause:
@@ -211,10 +215,8 @@ func (p *Poller) Run(ctx context.Context) error {
 		case <-done:
 			done = nil
 			l.m.stop()
-			timer := time.NewTimer(ShutdownGrace)
-			defer timer.Stop()
-			grace = timer.C
-		case <-grace:
+			grace.Reset(ShutdownGrace)
+		case <-grace.C:
 			abort(errGraceOver)
 		}
 	}

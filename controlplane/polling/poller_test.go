@@ -309,7 +309,7 @@ func TestDeadGitLabLeavesTheSlotsToOthers(t *testing.T) {
 		b := startBench(t, 1, nil)
 		pass(time.Minute)
 		b.gitlab.mu.Lock()
-		b.gitlab.claim = func(context.Context) error { time.Sleep(2 * time.Minute); return dead }
+		b.gitlab.claim = func(context.Context) error { <-time.After(2 * time.Minute); return dead }
 		b.gitlab.verify = func() error { return dead }
 		b.gitlab.mu.Unlock()
 		b.gitlab.push(1)

@@ -24,6 +24,9 @@ const (
 	Conflict
 )
 
+// maxLastUpdate is how long a queue value may be; GitLab's have 32 bytes. A longer one is taken for missing.
+const maxLastUpdate = 256
+
 // RequestResult is GitLab's answer to a request for a job.
 type RequestResult struct {
 	Status RequestStatus
@@ -36,7 +39,7 @@ type RequestResult struct {
 	// ServerCA is the PEM of the CAs that the connection's certificate leads to, if they are not among the system's.
 	// Only with JobReceived.
 	ServerCA string
-	// CorrelationID is the X-Request-Id under which GitLab logged the request.
+	// CorrelationID is the X-Request-Id under which GitLab logged the request, at most 128 bytes.
 	CorrelationID string
 	// Held is the time from the call to the header of the answer.
 	Held time.Duration
@@ -61,7 +64,7 @@ func (c *Client) RequestJob(ctx context.Context, r runnerapi.JobRequest, lane La
 	}
 	defer res.close()
 	result := &RequestResult{CorrelationID: requestID(res.Request, res.Response), Held: res.took}
-	if v := res.Header[runnerapi.HeaderLastUpdate]; len(v) > 0 && v[0] != "" {
+	if v := res.Header[runnerapi.HeaderLastUpdate]; len(v) > 0 && v[0] != "" && len(v[0]) <= maxLastUpdate {
 		result.LastUpdate, result.HasLastUpdate = v[0], true
 	}
 	switch res.StatusCode {

@@ -131,6 +131,7 @@ func (r *PatchResult) Outcome() PatchOutcome {
 // must not change before PatchTrace returns.
 type TraceBody interface {
 	io.ReaderAt
+	// Size is the number of bytes.
 	Size() int64
 }
 

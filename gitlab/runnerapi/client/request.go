@@ -36,7 +36,6 @@ type request struct {
 	contentType string
 	header      http.Header // of its own, owned by the request; may be nil
 	json        bool        // a JSON answer is wanted
-	body        io.Reader
 	rewind      func() (io.ReadCloser, error)
 	length      int64
 }
@@ -91,7 +90,7 @@ func (c *Client) send(ctx context.Context, r *request) (*response, error) {
 	}).WithContext(ctx)
 
 	start := c.now()
-	res, err := c.transport(r.lane).RoundTrip(req)
+	res, err := c.transport(r.lane).RoundTrip(req) //nolint:bodyclose // response.close does
 	took := c.now().Sub(start)
 	if err != nil {
 		// What the context says is what happened; the transport's own text for it differs from version to version.
@@ -148,7 +147,7 @@ func (r *response) readError(err error) error {
 // requestID is the correlation id under which GitLab logged the request: the answer's if it has one.
 func requestID(req *http.Request, res *http.Response) string {
 	if id := res.Header.Get(runnerapi.HeaderRequestID); id != "" {
-		return id
+		return limited(id, 128)
 	}
 	return req.Header.Get(runnerapi.HeaderRequestID)
 }

@@ -299,8 +299,8 @@ func TestWrongSchemeAndWrongName(t *testing.T) {
 	} {
 		c, err := New(options)
 		require.NoError(t, err)
-		defer c.Close()
 		_, err = c.RequestJob(t.Context(), jobRequest(), LaneClaim)
+		c.Close()
 		require.ErrorContains(t, err, message)
 	}
 }

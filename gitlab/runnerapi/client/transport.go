@@ -54,9 +54,10 @@ func newTransport(config *tls.Config) *http.Transport {
 		IdleConnTimeout:     idleConnTimeout,
 		Protocols:           protocols,
 		// Answers are small or incompressible where it matters, and a limit on decompressed bytes is one more thing to get wrong.
-		DisableCompression: true,
-		WriteBufferSize:    32 << 10,
-		ReadBufferSize:     16 << 10,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 64 << 10,
+		WriteBufferSize:        32 << 10,
+		ReadBufferSize:         16 << 10,
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: 30 * time.Second,
 			PingTimeout:     15 * time.Second,
