@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"bytes"
+	"fmt"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -14,15 +15,20 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane/store/sqlite"
 )
 
-// BenchmarkJob measures a job's whole life in the store (InsertJob, StartJob, DropPayload, FinishJob, DeleteJob) with ten
-// callers at once and payloads of 8 KiB.
+// BenchmarkJob measures a job's whole life in the store (InsertJob, StartJob, DropPayload, FinishJob, DeleteJob) with
+// payloads of 8 KiB.
 func BenchmarkJob(b *testing.B) {
+	for _, callers := range []int{1, 10, 100} {
+		b.Run(fmt.Sprint(callers, "-at-once"), func(b *testing.B) { benchmarkJob(b, callers) })
+	}
+}
+
+func benchmarkJob(b *testing.B, callers int) {
 	s, err := sqlite.Open(b.Context(), filepath.Join(b.TempDir(), "store.db"), key)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer s.Close()
-	const callers = 10
 	payload := bytes.Repeat([]byte("12345678"), 1024)
 	var next atomic.Int64
 	var group sync.WaitGroup
