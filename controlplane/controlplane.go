@@ -45,7 +45,9 @@ type Config struct {
 	Runners []Runner
 	// PingPeriod, StopAfter and LostAfter are dispatch's; 0 takes its defaults.
 	PingPeriod, StopAfter, LostAfter time.Duration
-	Logger                           *slog.Logger
+	// TracePace is the relay's Pace: how long output waits at most until it is sent to GitLab; 0 obeys GitLab.
+	TracePace time.Duration
+	Logger    *slog.Logger
 }
 
 // Server is a control plane.
@@ -107,7 +109,7 @@ func (s *Server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.relay, err = relay.New(relay.Options{Dir: filepath.Join(s.cfg.Data, spoolDir), Events: s.dispatch, Logger: s.log}); err != nil {
+	if s.relay, err = relay.New(relay.Options{Dir: filepath.Join(s.cfg.Data, spoolDir), Events: s.dispatch, Pace: s.cfg.TracePace, Logger: s.log}); err != nil {
 		return err
 	}
 	for i, r := range s.cfg.Runners {

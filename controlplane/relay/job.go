@@ -142,6 +142,7 @@ func (j *job) begin() error {
 	j.capacity = limit + TraceAllowance
 	j.told, j.refill = j.length+firstWindow, j.length+firstWindow/2
 	j.report = report.New(time.Now(), j.length, resumed, j.r.rand)
+	j.report.Pace(j.r.o.Pace)
 	j.arm()
 	return nil
 }

@@ -43,6 +43,8 @@ type Options struct {
 	Logger *slog.Logger // nil discards
 	// SyncInterval is the longest time between a byte's arrival and the start of its sync; at most and by default 1 s.
 	SyncInterval time.Duration
+	// Pace makes output wait for at most this long until it is sent to GitLab, whatever GitLab asks for; 0 obeys GitLab.
+	Pace time.Duration
 	// Window is how far beyond Written an agent may send, in bytes; default 4 MiB.
 	Window int64
 	// Concurrency is the number of requests at once per Target.Instance; default 64.
@@ -60,6 +62,8 @@ func (o *Options) check() error {
 		return errors.New("the relay needs somebody to tell its events to")
 	case o.SyncInterval < 0 || o.SyncInterval > maxSyncInterval:
 		return fmt.Errorf("sync interval %s: must be at most %s", o.SyncInterval, maxSyncInterval)
+	case o.Pace < 0:
+		return fmt.Errorf("pace %s: must not be negative", o.Pace)
 	case o.Window < 0 || o.Concurrency < 0 || o.MaxBytes < 0 || o.MinFree < 0:
 		return fmt.Errorf("window %d, concurrency %d, quota %d, free space %d: none may be negative", o.Window, o.Concurrency, o.MaxBytes, o.MinFree)
 	}

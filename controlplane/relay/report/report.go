@@ -117,9 +117,10 @@ type Report struct {
 
 	patchSize int64
 	interval  time.Duration
-	unsent    time.Time // since when there are unsent bytes
-	patched   time.Time // when the last PATCH was answered or failed
-	ack       time.Time // when GitLab last acknowledged anything
+	pace      time.Duration // unsent bytes wait no longer, whatever the interval; 0: they do
+	unsent    time.Time     // since when there are unsent bytes
+	patched   time.Time     // when the last PATCH was answered or failed
+	ack       time.Time     // when GitLab last acknowledged anything
 
 	patch, put attempts
 	mismatches int       // 416 in a row
@@ -160,6 +161,10 @@ func New(now time.Time, length int64, resumed bool, rand func() float64) *Report
 	}
 	return r
 }
+
+// Pace makes unsent bytes wait for at most d, also where GitLab asks for longer intervals: for a GitLab in the same
+// process, whose user looks on.
+func (r *Report) Pace(d time.Duration) { r.pace = d }
 
 // Written says that the bytes [0, length) can be sent. It may be less than before: then what was taken back is not
 // sent before it is there again.
@@ -242,9 +247,13 @@ func (r *Report) patchDue() time.Time {
 	if r.complete || r.length-r.sent >= r.piece() {
 		return r.patch.notBefore
 	}
-	due := r.unsent.Add(Gather)
+	gather, interval := Gather, r.interval
+	if r.pace > 0 {
+		gather, interval = min(gather, r.pace), min(interval, r.pace)
+	}
+	due := r.unsent.Add(gather)
 	if !r.patched.IsZero() {
-		due = later(due, r.patched.Add(r.interval))
+		due = later(due, r.patched.Add(interval))
 	}
 	return later(due, r.patch.notBefore)
 }

@@ -101,6 +101,20 @@ func TestFirstBytesAfterASilenceWaitForMore(t *testing.T) {
 	s.expect(Gather, patch(10, 11))
 }
 
+func TestPaceIsFasterThanGitLabAsks(t *testing.T) {
+	s := begin(t, 0, false)
+	s.r.Pace(50 * time.Millisecond)
+	s.write(10)
+	s.expect(50*time.Millisecond, patch(0, 10))
+	s.answer(Answer{Code: 202, Interval: time.Minute})
+	s.write(20)
+	s.expect(50*time.Millisecond, patch(10, 20))
+	s.r.Pace(time.Hour)
+	s.answer(Answer{Code: 202})
+	s.write(30)
+	s.expect(time.Minute, patch(20, 30))
+}
+
 func TestAFullPieceAndTheEndComeSooner(t *testing.T) {
 	s := begin(t, 10, false)
 	s.expect(Gather, patch(0, 10))
