@@ -137,11 +137,14 @@ func (f *Fleet) Grant(r *fleetv1.EnrollRequest, from, until time.Time) (*fleetv1
 	if token, err := jointoken.Parse(r.GetToken()); err != nil || token != f.Token {
 		return nil, status.Error(codes.Unauthenticated, "the join token is not known")
 	}
-	id := uuid.NewSHA1(uuid.Nil, []byte(r.GetName())).String()
+	id := f.AgentID(r.GetName())
 	return &fleetv1.EnrollResponse{
 		AgentId: id, Name: r.GetName(), CertificateChain: f.Authority.Agent(f.t, id, r.GetCsr(), from, until),
 	}, nil
 }
+
+// AgentID is the id of the agent of that name.
+func (f *Fleet) AgentID(name string) string { return uuid.NewSHA1(uuid.Nil, []byte(name)).String() }
 
 // Renew implements EnrollmentService.
 func (f *Fleet) Renew(_ context.Context, r *fleetv1.RenewRequest) (*fleetv1.RenewResponse, error) {
