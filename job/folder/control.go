@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// maxLine limits a line of the control protocol, without its newline.
-const maxLine = 1024
+// MaxLine limits a line of the control protocol in bytes, without its newline.
+const MaxLine = 1024
 
 // Event is one line that a job says on its control socket.
 type Event struct {

@@ -128,6 +128,17 @@ func (f *Folder) WriteStarted(s Started) error {
 	return f.sync(StartedFile)
 }
 
+// ReserveResult takes the disk space that WriteResult will need, where the file system can do that: a job whose disk is full
+// must still be able to say how it ended. It is called before the job starts; the file has a temporary name.
+func (f *Folder) ReserveResult() error {
+	file, err := f.root.OpenFile(temporary(ResultFile), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("reserve %s: %w", ResultFile, err)
+	}
+	reserve(file, 4<<10)
+	return file.Close()
+}
+
 // WriteResult puts result.json in place, synced, in one step. The caller has synced the trace.
 func (f *Folder) WriteResult(r Result) error {
 	r.Version = Version
@@ -183,21 +194,23 @@ func (f *Folder) syncPrefix(length int64) error {
 	return nil
 }
 
-// replace writes name under a temporary name, syncs it and renames it. The folder is not synced.
+// replace writes name under a temporary name, syncs it and renames it. The folder is not synced. Blocks that the
+// temporary file has already are used and not given back first.
 func (f *Folder) replace(name string, b []byte) error {
-	temporary := "." + name + ".new"
-	file, err := f.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	file, err := f.root.OpenFile(temporary(name), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	if err := writeSyncClose(file, b); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	if err := f.root.Rename(temporary, name); err != nil {
+	if err := f.root.Rename(temporary(name), name); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return nil
 }
+
+func temporary(name string) string { return "." + name + ".new" }
 
 func (f *Folder) sync(name string) error {
 	if err := f.dir.Sync(); err != nil {
@@ -208,6 +221,9 @@ func (f *Folder) sync(name string) error {
 
 func writeSyncClose(file *os.File, b []byte) error {
 	_, err := file.Write(b)
+	if err == nil {
+		err = file.Truncate(int64(len(b)))
+	}
 	if err == nil {
 		err = file.Sync()
 	}

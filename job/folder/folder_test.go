@@ -212,6 +212,40 @@ func TestLock(t *testing.T) {
 	require.False(t, running)
 }
 
+func TestAskingWaitsForAJobThatIsStarting(t *testing.T) {
+	f := create(t, folder.Spec{})
+	start, err := f.LockStart()
+	require.NoError(t, err)
+	answer := make(chan bool)
+	go func() {
+		running, err := f.Running()
+		answer <- err == nil && running
+	}()
+	select {
+	case <-answer:
+		t.Fatal("it did not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	lock, ok, err := f.TryLock()
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.NoError(t, start.Close())
+	require.True(t, <-answer)
+	require.NoError(t, lock.Close())
+}
+
+func TestAReservedResultIsWrittenOver(t *testing.T) {
+	f := create(t, folder.Spec{})
+	require.NoError(t, f.ReserveResult())
+	require.NoError(t, f.ReserveResult())
+	_, err := f.Result()
+	require.ErrorIs(t, err, folder.ErrNoResult)
+	require.NoError(t, os.WriteFile(filepath.Join(f.Path(), ".result.json.new"), bytes.Repeat([]byte("x"), 9000), 0o600))
+	require.NoError(t, f.WriteResult(folder.Result{State: runnerapi.StateSuccess}))
+	_, err = f.Result()
+	require.NoError(t, err)
+}
+
 func TestTraceIsThreeSegments(t *testing.T) {
 	f, err := folder.Make(filepath.Join(t.TempDir(), "job"))
 	require.NoError(t, err)

@@ -45,7 +45,7 @@ func (f *Folder) Follow(ctx context.Context) (*Follower, error) {
 		}
 		return nil, fmt.Errorf("connect to the job's control socket: %w", err)
 	}
-	w := &Follower{conn: conn, lines: bufio.NewReaderSize(conn, 4*maxLine), ctx: ctx}
+	w := &Follower{conn: conn, lines: bufio.NewReaderSize(conn, 4*MaxLine), ctx: ctx}
 	w.stop = context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	line, err := w.line()
 	if err == nil {
@@ -134,10 +134,10 @@ func (w *Follower) send(o Order) error {
 func (w *Follower) line() ([]byte, error) {
 	line, err := w.lines.ReadSlice('\n')
 	switch {
-	case err == nil && len(line) <= maxLine:
+	case err == nil && len(line) <= MaxLine:
 		return line[:len(line)-1], nil
 	case err == nil || errors.Is(err, bufio.ErrBufferFull):
-		return nil, fmt.Errorf("control socket: a line is longer than %d bytes", maxLine)
+		return nil, fmt.Errorf("control socket: a line is longer than %d bytes", MaxLine)
 	case w.ctx.Err() != nil:
 		return nil, w.ctx.Err()
 	case errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET):

@@ -13,8 +13,25 @@ import (
 // Lock is the lock of a job folder, held until Close or the end of the process (it is not inherited).
 type Lock struct{ file *os.File }
 
-// TryLock takes the lock of the process that runs the job. ok is false if another process has it, or looks for an
-// instant whether one has (see Running).
+// LockStart is held by a switchyard-job from before it tries to take the job's lock until it listens on the control
+// socket, and for an instant by whoever asks whether one runs. So whoever finds the job's lock taken knows that its owner
+// listens already, or has ended. It waits.
+func (f *Folder) LockStart() (*Lock, error) { return f.lockFolder(syscall.LOCK_EX) }
+
+func (f *Folder) lockFolder(how int) (*Lock, error) {
+	dir, err := f.root.Open(".") // a description of its own: locks belong to it
+	if err != nil {
+		return nil, fmt.Errorf("lock the job folder: %w", err)
+	}
+	if err := flock(dir, how); err != nil {
+		_ = dir.Close()
+		return nil, fmt.Errorf("lock the job folder: %w", err)
+	}
+	return &Lock{dir}, nil
+}
+
+// TryLock takes the lock of the process that runs the job; the caller holds LockStart. ok is false if another process has
+// it.
 func (f *Folder) TryLock() (lock *Lock, ok bool, err error) {
 	file, err := f.root.OpenFile(LockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -46,9 +63,14 @@ func (f *Folder) WaitLock() (*Lock, error) {
 // Close lets the lock go.
 func (l *Lock) Close() error { return l.file.Close() }
 
-// Running says whether a switchyard-job holds the folder now. To find out it takes the lock, shared, for an instant, if
-// it is free; `run` therefore waits rather than give up when it finds the lock taken.
+// Running says whether a switchyard-job holds the folder now; if so, it listens on the control socket, or has just ceased
+// to. It waits for one that is starting.
 func (f *Folder) Running() (bool, error) {
+	start, err := f.lockFolder(syscall.LOCK_SH)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = start.Close() }()
 	file, err := f.openRegular(LockFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

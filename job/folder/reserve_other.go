@@ -1,0 +1,7 @@
+//go:build unix && !linux
+
+package folder
+
+import "os"
+
+func reserve(*os.File, int64) {}
