@@ -153,6 +153,26 @@ func (c *Coordinator) SetPaused(runnerID int64, paused bool) error {
 	return nil
 }
 
+// SetTags replaces a runner's tags. Jobs that it has go on.
+func (c *Coordinator) SetTags(runnerID int64, tags []string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.runners[runnerID]
+	if r == nil {
+		return fmt.Errorf("runner %d: %w", runnerID, ErrNotFound)
+	}
+	changed := r.RunnerOptions
+	changed.Tags = tags
+	if err := changed.complete(); err != nil {
+		return err
+	}
+	match := *r.match // the queue keeps what it was given
+	match.Tags = changed.Tags
+	r.RunnerOptions, r.match = changed, &match
+	r.tick(time.Now())
+	return nil
+}
+
 // ResetToken gives a runner a new token; the old one is refused from now on.
 func (c *Coordinator) ResetToken(runnerID int64) (Runner, error) {
 	c.mu.Lock()
