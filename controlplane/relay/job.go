@@ -40,6 +40,8 @@ type job struct {
 	refill int64 // at this length it is told of a new one
 	gap    bool  // bytes were not taken, and the agent has not gone back to fitting ones since
 	over   bool  // more than capacity was sent
+	// refused: the last bytes could not be written.
+	refused bool
 
 	result    *store.Result
 	completed bool      // the report knows the end
@@ -180,8 +182,10 @@ func (j *job) verdict() Verdict {
 	return Continue
 }
 
-// starved: there is no room for bytes now; mu must be held.
-func (j *job) starved() bool { return j.closed || j.r.spool.Err() != nil }
+// starved: there is no room for the job's bytes now; mu must be held.
+func (j *job) starved() bool {
+	return j.closed || j.r.spool.Err() != nil && (j.result == nil || j.refused)
+}
 
 // progress says how far the job is; mu must be held.
 func (j *job) progress(v Verdict) Progress {

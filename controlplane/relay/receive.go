@@ -29,6 +29,7 @@ func (r *Relay) Append(id, epoch, offset int64, data []byte) Progress {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.grown()
+	j.refused = err != nil
 	if err != nil {
 		// Not asked for again before there is room: what is under way now would only be lost again.
 		j.gap = true
@@ -84,13 +85,24 @@ func (j *job) admit(offset int64, data []byte) (rest []byte, p Progress, write b
 	return data, Progress{}, true
 }
 
-// write appends to the spool; io must be held, mu not.
+// write appends to the spool; io must be held, mu not. What completes a finished job comes in when other bytes do not:
+// only jobs that are reported make room.
 func (j *job) write(data []byte) error {
-	err := j.r.spool.Err()
+	j.mu.Lock()
+	urgent := j.result != nil
+	j.mu.Unlock()
+	var err error
+	if !urgent {
+		err = j.r.spool.Err()
+	}
 	if err == nil {
 		err = j.make()
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case urgent:
+		err = j.file.AppendUrgent(data)
+	default:
 		err = j.file.Append(data)
 	}
 	if err != nil {
@@ -151,9 +163,11 @@ func (r *Relay) Finish(id, epoch int64, res store.Result) error {
 	}
 	if j.result == nil {
 		j.result = &res
+		j.refused = false // its bytes are urgent now
 		j.settle()
 	}
-	news := j.nowSafe() || !j.resend.IsZero()
+	// A job whose agent waits for room need not wait any more.
+	news := j.nowSafe() || !j.resend.IsZero() || j.r.spool.Err() != nil && !j.completed
 	p := j.tell(j.verdict())
 	j.mu.Unlock()
 	if news {
@@ -224,7 +238,7 @@ func (j *job) suffix(line string) error {
 	if !fresh && j.file.Length() > 0 {
 		text = append([]byte{'\n'}, text...)
 	}
-	return j.file.AppendAnyway(text)
+	return j.file.AppendUrgent(text)
 }
 
 // settle ends the waiting for bytes when all of them are here; io and mu must be held, or mu if the report is gone.

@@ -89,6 +89,7 @@ func (m *room) look() {
 // feed opens the window of a job whose agent waits for that.
 func (j *job) feed() {
 	j.mu.Lock()
+	j.refused = false
 	if j.closed || j.told > j.length && !j.gap {
 		j.mu.Unlock()
 		return

@@ -79,16 +79,23 @@ func (f *File) CRC() uint32 { return f.crc }
 // Append writes data at Length. An error says that nothing was appended, or less than all of it: Length tells. After an
 // error the spool takes no bytes until Look finds room.
 func (f *File) Append(data []byte) error {
-	next := f.next.Load()
-	grow := max(next+int64(len(data))-f.length, 0)
-	if err := f.s.admit(grow); err != nil {
+	if err := f.s.admit(f.growth(data)); err != nil {
 		return err
 	}
 	return f.write(data)
 }
 
-// AppendAnyway is Append for the few bytes that may go over the quota and into the space that is kept free.
-func (f *File) AppendAnyway(data []byte) error { return f.write(data) }
+// AppendUrgent is Append for the bytes that let a job be reported and its file be removed: they may go over the quota
+// and into half of the space that is kept free, also while the spool takes no others.
+func (f *File) AppendUrgent(data []byte) error {
+	if err := f.s.admitUrgent(f.growth(data)); err != nil {
+		return err
+	}
+	return f.write(data)
+}
+
+// growth is by how much the file gets longer.
+func (f *File) growth(data []byte) int64 { return max(f.next.Load()+int64(len(data))-f.length, 0) }
 
 func (f *File) write(data []byte) error {
 	next := f.next.Load()

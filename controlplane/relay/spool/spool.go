@@ -53,6 +53,7 @@ type Spool struct {
 
 	total    atomic.Int64 // bytes in all files
 	unlooked atomic.Int64 // bytes written since the free space was looked at
+	refused  atomic.Int64 // the length of the write for which there was no room
 	newNames atomic.Bool  // the folder has entries that were not synced
 	full     atomic.Pointer[error]
 
@@ -233,16 +234,29 @@ func (s *Spool) admit(n int64) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	if s.unlooked.Add(n) >= freeCheckEvery || s.overQuota(n) {
-		return s.look(n)
+	if s.unlooked.Add(n) < freeCheckEvery && !s.overQuota(n) {
+		return nil
 	}
-	return nil
+	err := s.look(n)
+	if err != nil {
+		s.refused.Store(n)
+	}
+	return err
+}
+
+// admitUrgent is admit for what may go over the quota and into half of the space that is kept free.
+func (s *Spool) admitUrgent(n int64) error {
+	if s.Err() == nil && s.unlooked.Add(n) < freeCheckEvery {
+		return nil
+	}
+	return s.free(n, s.minFree/2)
 }
 
 func (s *Spool) overQuota(n int64) bool { return s.maxBytes > 0 && s.total.Load()+n > s.maxBytes }
 
-// Look finds out whether there is room for at least one more byte, and ends or begins a time without. It returns Err.
-func (s *Spool) Look() error { return s.look(1) }
+// Look finds out whether there is room for what was refused last, or for any byte, and ends or begins a time without.
+// It returns Err.
+func (s *Spool) Look() error { return s.look(max(s.refused.Load(), 1)) }
 
 func (s *Spool) look(n int64) error {
 	s.unlooked.Store(0)
@@ -250,6 +264,7 @@ func (s *Spool) look(n int64) error {
 	if err != nil {
 		s.full.Store(&err)
 	} else {
+		s.refused.Store(0)
 		s.full.Store(nil)
 	}
 	return err
@@ -259,12 +274,17 @@ func (s *Spool) room(n int64) error {
 	if s.overQuota(n) {
 		return fmt.Errorf("%w of %d bytes: it goes on when jobs are reported, or raise the quota", ErrQuota, s.maxBytes)
 	}
+	return s.free(n, s.minFree)
+}
+
+// free returns an error if the file system has less than n bytes beyond keep.
+func (s *Spool) free(n, keep int64) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.dir, &st); err != nil {
 		return fmt.Errorf("%w: look at the free space of %s: %w", ErrFull, s.dir, err)
 	}
-	if free := int64(st.Bavail) * int64(st.Bsize); free < s.minFree+n { //nolint:unconvert // the types differ by platform
-		return fmt.Errorf("%w: %s has %d bytes left and %d are kept free: make room", ErrFull, s.dir, free, s.minFree)
+	if free := int64(st.Bavail) * int64(st.Bsize); free < keep+n { //nolint:unconvert // the types differ by platform
+		return fmt.Errorf("%w: %s has %d bytes left and %d are kept free: make room", ErrFull, s.dir, free, keep)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func open(t *testing.T, dir string, maxBytes int64) *Spool {
@@ -185,7 +186,7 @@ func TestTheQuotaIsForAllFilesTogether(t *testing.T) {
 	a, b := create(t, s, Key{1, 1, 1}), create(t, s, Key{2, 1, 1})
 	require.NoError(t, a.Append(make([]byte, 60)))
 	require.NoError(t, b.Append(make([]byte, 40)))
-	err := b.Append([]byte("x"))
+	err := b.Append([]byte("xyz"))
 	require.ErrorIs(t, err, ErrQuota)
 	require.ErrorContains(t, err, "100 bytes")
 	require.ErrorIs(t, s.Err(), ErrQuota)
@@ -194,11 +195,17 @@ func TestTheQuotaIsForAllFilesTogether(t *testing.T) {
 
 	a.Rewind()
 	require.ErrorIs(t, a.Append(make([]byte, 60)), ErrQuota, "until somebody looks")
-	require.NoError(t, b.AppendAnyway([]byte("last words")))
+	require.NoError(t, b.AppendUrgent([]byte("last words")))
 	require.EqualValues(t, 110, s.Bytes())
 
 	require.NoError(t, a.Remove())
 	require.NoError(t, s.Look())
+	require.NoError(t, b.Append(make([]byte, 49)))
+	require.ErrorIs(t, b.Append([]byte("xy")), ErrQuota)
+	require.ErrorIs(t, s.Look(), ErrQuota, "there is room for a byte, but not for what was refused")
+	require.NoError(t, b.Remove())
+	require.NoError(t, s.Look())
+	b = create(t, s, Key{3, 1, 1})
 	require.NoError(t, s.Err())
 	require.NoError(t, b.Append([]byte("x")))
 }
@@ -211,6 +218,14 @@ func TestFreeSpaceIsKept(t *testing.T) {
 	require.ErrorIs(t, s.Look(), ErrFull)
 	require.ErrorIs(t, f.Append([]byte("x")), ErrFull)
 	require.ErrorContains(t, s.Err(), "bytes left")
+	require.ErrorIs(t, f.AppendUrgent([]byte("x")), ErrFull)
+
+	var st unix.Statfs_t
+	require.NoError(t, unix.Statfs(s.dir, &st))
+	s.minFree = int64(st.Bavail) * int64(st.Bsize) * 3 / 2
+	require.ErrorIs(t, f.Append([]byte("x")), ErrFull)
+	require.NoError(t, f.AppendUrgent([]byte("half of the reserve")))
+	require.ErrorIs(t, s.Err(), ErrFull)
 
 	s, _, err = Open(t.TempDir(), 0, math.MaxInt64/2)
 	require.NoError(t, err)

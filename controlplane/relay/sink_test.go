@@ -1,0 +1,5 @@
+package relay
+
+const sinkVariable = "SWITCHYARD_RELAY_SINK"
+
+func serveSink(string) {}
