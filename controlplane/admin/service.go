@@ -29,13 +29,17 @@ const (
 
 // Members knows who belongs to the fleet. *enrollment.Authority is one.
 type Members interface {
+	// NewJoinToken makes a token for so many agents and so long.
 	NewJoinToken(ctx context.Context, uses int, ttl time.Duration) (jointoken.Token, store.JoinToken, error)
+	// Agents returns all members, in any order.
 	Agents() []store.Agent
 }
 
 // Fleet knows what goes on. *dispatch.Dispatcher is one.
 type Fleet interface {
+	// Agents returns the agents that are here or hold jobs.
 	Agents() []dispatch.AgentStatus
+	// Jobs returns the jobs that are claimed and not yet reported, ordered by id.
 	Jobs() []dispatch.JobSnapshot
 }
 

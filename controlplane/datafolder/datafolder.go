@@ -32,7 +32,7 @@ func (e *InUseError) Error() string {
 	if e.PID > 0 {
 		who += " (process " + strconv.Itoa(e.PID) + ")"
 	}
-	return fmt.Sprintf("%s uses the data folder %s: stop it, or set another folder in data:", who, e.Path)
+	return fmt.Sprintf("%s uses the data folder %s: stop it, or give this one another folder (data: in its configuration)", who, e.Path)
 }
 
 // Folder is a data folder that this process holds until Close.
@@ -49,7 +49,7 @@ func Open(path string) (*Folder, error) {
 		return nil, fmt.Errorf("data folder %q: %w", path, err)
 	}
 	if err := os.MkdirAll(abs, 0o700); err != nil {
-		return nil, fmt.Errorf("make the data folder: %w; set another one in data:", err)
+		return nil, fmt.Errorf("make the data folder: %w (the key data in the configuration says where it is)", err)
 	}
 	lock, err := takeLock(abs)
 	if err != nil {
@@ -61,7 +61,7 @@ func Open(path string) (*Folder, error) {
 func takeLock(folder string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(folder, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock the data folder: %w; see to its owner and mode, or set another one in data:", err)
+		return nil, fmt.Errorf("lock the data folder: %w; see to its owner and mode", err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {

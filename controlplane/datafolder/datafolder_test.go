@@ -68,5 +68,5 @@ func TestAFolderThatCannotBeMade(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	_, err := datafolder.Open(filepath.Join(file, "data"))
-	require.ErrorContains(t, err, "set another one in data:")
+	require.ErrorContains(t, err, "the key data in the configuration says where it is")
 }

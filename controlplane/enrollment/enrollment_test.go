@@ -101,8 +101,12 @@ func TestJoinTokensThatAreNotGood(t *testing.T) {
 	} {
 		_, err := newHost(t).enroll(t, f, token, "second")
 		requireStatus(t, err, codes.Unauthenticated, text)
-		require.NotContains(t, err.Error(), token.String()[70:])
+		secret := token.String()[len(token.String())-32:]
+		require.NotContains(t, err.Error(), secret)
+		require.NotContains(t, f.log.String(), secret)
 	}
+	require.Contains(t, f.log.String(), "agent enrolled")
+	require.NotContains(t, f.log.String(), used.String()[80:])
 	agents, err := f.store.Agents(t.Context())
 	require.NoError(t, err)
 	require.Len(t, agents, 1)

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,7 +33,23 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var discard = slog.New(slog.DiscardHandler)
+// journal is a log that may be written and read at once.
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
 
 // clock is a time that tests move.
 type clock struct{ nanos atomic.Int64 }
@@ -50,6 +68,7 @@ type fleet struct {
 	*enrollment.Authority
 	ca      *enrollment.CA
 	store   *sqlite.Store
+	log     *journal
 	clock   *clock
 	address string
 }
@@ -62,10 +81,12 @@ func startFleet(t *testing.T, folder string, clock *clock) *fleet {
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	ca, err := enrollment.OpenCA(folder, clock.now)
 	require.NoError(t, err)
-	authority, err := enrollment.New(t.Context(), ca, s, discard)
+	log := new(journal)
+	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	authority, err := enrollment.New(t.Context(), ca, s, logger)
 	require.NoError(t, err)
 
-	server, err := grpcserver.New(grpcserver.Options{TLS: authority.TLSConfig(), Log: discard})
+	server, err := grpcserver.New(grpcserver.Options{TLS: authority.TLSConfig(), Log: logger})
 	require.NoError(t, err)
 	fleetv1.RegisterEnrollmentServiceServer(server, authority)
 	fleetv1.RegisterFleetServiceServer(server, whoAmI{authority: authority})
@@ -79,7 +100,7 @@ func startFleet(t *testing.T, folder string, clock *clock) *fleet {
 			require.NoError(t, err)
 		}
 	})
-	return &fleet{Authority: authority, ca: ca, store: s, clock: clock, address: listener.Addr().String()}
+	return &fleet{Authority: authority, ca: ca, store: s, clock: clock, log: log, address: listener.Addr().String()}
 }
 
 func newFleet(t *testing.T) *fleet {

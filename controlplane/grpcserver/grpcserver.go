@@ -39,7 +39,7 @@ const (
 	// Flow control, in bytes: room for a few trace frames (256 KiB) on their way, on lines with a long round trip too.
 	streamWindow     = 2 << 20
 	connectionWindow = 8 << 20
-	// bufferSize is that of a connection's socket buffers, in bytes; write buffers are shared by idle connections.
+	// bufferSize is that of a connection's socket buffers, in bytes; idle connections hold none for writing.
 	bufferSize = 64 << 10
 
 	// shortestPing is how often an agent may send HTTP/2 pings; they keep its way through NAT open.
@@ -90,7 +90,6 @@ func New(o Options, more ...grpc.ServerOption) (*grpc.Server, error) {
 		grpc.InitialConnWindowSize(connectionWindow),
 		grpc.ReadBufferSize(bufferSize),
 		grpc.WriteBufferSize(bufferSize),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: shortestPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: idlePing, Timeout: pingTimeout}),
 		grpc.ChainUnaryInterceptor(

@@ -112,8 +112,8 @@ type Jobs interface {
 	// ErrStale if epoch is not the row's or the job has started.
 	Reoffer(ctx context.Context, id, epoch int64, agent string) (int64, error)
 
-	// StartJob moves a claimed job to started: from now on its epoch is final. ErrStale as above; repeating it with the same
-	// epoch is no error.
+	// StartJob moves a claimed job to started: from now on its epoch is final. ErrStale as above, or if it is finished;
+	// repeating it with the same epoch is no error.
 	StartJob(ctx context.Context, id, epoch int64, at time.Time) error
 
 	// DropPayload deletes the payload of a started job. It may be written later, together with another commit; losing it
@@ -121,7 +121,7 @@ type Jobs interface {
 	DropPayload(id int64)
 
 	// FinishJob stores the result of a started job, or of a claimed one that will never start (gone, failed before it began).
-	// Repeating it keeps the first result and is no error.
+	// It deletes the payload. Repeating it keeps the first result and is no error.
 	FinishJob(ctx context.Context, id, epoch int64, r Result) error
 
 	// DeleteJob forgets a job: reported, or gone in GitLab. Deleting what is not there is no error.
@@ -157,13 +157,18 @@ type JoinToken struct {
 
 // Agents keeps identities. All methods may be called concurrently.
 type Agents interface {
+	// AddJoinToken stores a token; ErrExists if its ID or secret is here. It forgets tokens that have expired long ago
+	// (JoinTokenMemory).
 	AddJoinToken(ctx context.Context, t JoinToken) error
 	// EnrollAgent uses a token up by one and stores the agent under the wanted name or, if that is taken, under name-2,
 	// name-3, …, in one transaction. If an agent with this key was enrolled by this token it is returned and nothing is used
-	// up. The error says by which rule the token is not good: ErrTokenUnknown, ErrTokenUsed, ErrTokenExpired, ErrTokenRevoked.
+	// up (also if it was removed since: see Removed). The error says by which rule the token is not good: ErrTokenUnknown, ErrTokenUsed, ErrTokenExpired, ErrTokenRevoked.
 	EnrollAgent(ctx context.Context, secretDigest []byte, a Agent, now time.Time) (Agent, error)
+	// Agent returns an agent, also a removed one. ErrNotFound.
 	Agent(ctx context.Context, id string) (Agent, error)
+	// Agents returns all agents, the removed too, ordered by name.
 	Agents(ctx context.Context) ([]Agent, error)
+	// RemoveAgent marks an agent as removed, which frees its name. ErrNotFound; repeating it is no error.
 	RemoveAgent(ctx context.Context, id string) error
 }
 

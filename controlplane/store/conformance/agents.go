@@ -3,7 +3,6 @@ package conformance
 import (
 	"crypto/sha256"
 	"fmt"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -230,7 +229,7 @@ func systemIDs(t *testing.T, open opener) {
 		again, err := s.SystemID(t.Context(), runner)
 		require.NoError(t, err)
 		require.Equal(t, id, again)
-		require.Regexp(t, regexp.MustCompile(`^r_[0-9a-zA-Z]{12}$`), id)
+		require.Regexp(t, `^r_[0-9a-zA-Z]{12}$`, id)
 		distinct[id] = true
 	}
 	require.Len(t, distinct, runners)

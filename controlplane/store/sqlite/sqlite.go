@@ -125,7 +125,8 @@ func checkKey(ctx context.Context, db *sql.DB, key *sealing.Key) error {
 		_, err = box.Open(sealed, what)
 	}
 	if err != nil {
-		return fmt.Errorf("it was written with another master key; put the master.key back that belongs to it: %w", err)
+		return fmt.Errorf("it was written with another master key; put the master.key back that belongs to it "+
+			"(if it is lost, move the store away to begin a new one: jobs that are under way are lost and agents must enrol again): %w", err)
 	}
 	return nil
 }

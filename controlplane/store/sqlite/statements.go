@@ -20,7 +20,7 @@ type query struct {
 
 func prepare(ctx context.Context, on preparer, queries []query) error {
 	for _, q := range queries {
-		stmt, err := on.PrepareContext(ctx, q.text)
+		stmt, err := on.PrepareContext(ctx, q.text) //nolint:sqlclosecheck // closed by closeAll
 		if err != nil {
 			return fmt.Errorf("prepare %q: %w", q.text, err)
 		}
