@@ -25,7 +25,7 @@ const (
 	// longestPath is what fits into a socket's address on every system, in bytes.
 	longestPath = 103
 	// dialPatience is how long a control plane may take to answer.
-	dialPatience = 900 * time.Millisecond
+	dialPatience = 700 * time.Millisecond
 	// maxAnswer is the size of the largest answer, in bytes: some hundred thousand agents or jobs.
 	maxAnswer = 64 << 20
 )
