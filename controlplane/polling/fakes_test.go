@@ -208,6 +208,7 @@ type bench struct {
 	poller     *Poller
 	stop       context.CancelFunc
 	result     chan error
+	ended      bool
 	log        *bytes.Buffer
 }
 
@@ -231,7 +232,11 @@ func startBench(t *testing.T, slots int, change func(g *fakeGitLab, o *Options))
 	var ctx context.Context
 	ctx, b.stop = context.WithCancel(t.Context())
 	go func() { b.result <- b.poller.Run(ctx) }()
-	t.Cleanup(b.stop)
+	t.Cleanup(func() {
+		if !b.ended {
+			_ = b.end()
+		}
+	})
 	return b
 }
 
@@ -244,6 +249,7 @@ func pass(d time.Duration) {
 // end stops the poller and returns what Run said.
 func (b *bench) end() error {
 	b.stop()
+	b.ended = true
 	return <-b.result
 }
 
