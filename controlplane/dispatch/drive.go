@@ -267,7 +267,7 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 		d.report(ctx, j, epoch, func() error { return d.relay.Finish(id, epoch, *j.result()) })
 	case actLoss:
 		d.report(ctx, j, epoch, func() error {
-			return d.relay.Fail(id, epoch, *j.result(), "ERROR: Job failed (system failure): "+a.reason)
+			return d.relay.Fail(id, epoch, *j.result(), a.reason)
 		})
 	case actAbandon:
 		d.relay.Forget(id)

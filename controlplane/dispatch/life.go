@@ -49,6 +49,9 @@ const (
 	retryMost  = 30 * time.Second
 )
 
+// lastLine begins the line with which the control plane ends the trace of a job that has no result of its own.
+const lastLine = "ERROR: Job failed (system failure): "
+
 // An event is something that happened to a job; the fields of the others are zero.
 type event struct {
 	kind    eventKind
@@ -149,10 +152,11 @@ type life struct {
 	unreported bool // GitLab wants nothing more of the job
 	payload    bool // the payload may still be needed
 
-	wakeAt   time.Time // next evTick; zero for none
-	retries  int
-	lostText string
-	slot     bool // a slot is held on agent
+	wakeAt    time.Time // next evTick; zero for none
+	retries   int
+	lostText  string // the trace's last line if the job ended without a result of the agent's
+	truncated bool   // nobody will send more of the trace
+	slot      bool   // a slot is held on agent
 }
 
 // step applies an event. now is the time of the event.
@@ -350,8 +354,8 @@ func (l *life) refuse(why string, reason runnerapi.FailureReason) []action {
 		acts = append(acts, action{kind: actWithdraw, agent: l.agent, reason: why})
 	}
 	acts = append(acts, l.release()...)
-	l.phase = finished
-	l.lostText = why
+	l.phase, l.truncated = finished, true
+	l.lostText = lastLine + why
 	l.wakeAt = time.Time{}
 	r := store.Result{State: runnerapi.StateFailed, FailureReason: string(reason), Message: why}
 	l.result = &r
@@ -479,11 +483,11 @@ func (l *life) up(ev event) []action {
 		return nil
 	}
 	l.online = true
-	if l.phase != started {
-		return nil
-	}
 	if ev.state == "" {
 		return l.lost(event{reason: ev.reason})
+	}
+	if l.phase != started {
+		return nil
 	}
 	var acts []action
 	if ev.state == store.JobClaimed { // accepted there, the start did not reach it
@@ -512,12 +516,18 @@ func (l *life) down(now time.Time, ev event) []action {
 	return nil
 }
 
+// lost: the agent will not be heard of again, or has lost what it held.
 func (l *life) lost(ev event) []action {
+	if l.phase == finished && !l.truncated {
+		// The result stands; only the relay knows whether bytes of the trace are still missing.
+		l.truncated = true
+		return []action{{kind: actLoss, reason: "WARNING: the rest of this trace is lost: " + ev.reason}}
+	}
 	if l.phase != started {
 		return nil
 	}
-	l.phase = finished
-	l.lostText = ev.reason
+	l.phase, l.truncated = finished, true
+	l.lostText = lastLine + ev.reason
 	r := store.Result{State: runnerapi.StateFailed, FailureReason: string(runnerapi.ReasonRunnerSystem), Message: ev.reason}
 	l.result = &r
 	acts := l.release()

@@ -97,6 +97,17 @@ func TestALostAgentEndsItsJob(t *testing.T) {
 	require.Equal(t, []actionKind{actAck, actLoss}, kinds(l.step(t0, event{kind: evFinished})))
 }
 
+func TestALostAgentEndsATraceThatIsNotComplete(t *testing.T) {
+	l := &life{phase: finished, epoch: 3, agent: "a", result: &store.Result{State: runnerapi.StateSuccess}}
+	require.Equal(t, []actionKind{actReport}, kinds(l.step(t0, event{kind: evBegin})))
+	acts := l.step(t0, event{kind: evLost, reason: "agent a was lost"})
+	require.Equal(t, []actionKind{actLoss}, kinds(acts))
+	require.Contains(t, acts[0].reason, "the rest of this trace is lost")
+	require.Equal(t, runnerapi.StateSuccess, l.result.State, "the result stands")
+	require.Empty(t, l.step(t0, event{kind: evLost, reason: "agent a was lost"}))
+	require.Equal(t, []actionKind{actDelete, actForget}, kinds(l.step(t0, event{kind: evReported})))
+}
+
 func TestAStartThatDidNotReachTheAgentIsSentAgain(t *testing.T) {
 	l := &life{phase: started, epoch: 1, agent: "a", slot: true}
 	require.Equal(t, []actionKind{actSendStart}, kinds(l.step(t0, event{kind: evUp, agent: "a", state: store.JobClaimed})))

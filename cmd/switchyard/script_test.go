@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
+)
+
+// TestMain makes this test binary the program under test when a script calls it.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"switchyard": main})
+}
+
+// TestScripts runs testdata/script: the programs as a person uses them. Besides the usual commands there are
+//
+//	gitlab ANSWER   a GitLab that gives every request one answer (ok, 403, 500, html); its address is $GITLAB
+//	freeport        a port that nobody uses, in $PORT
+//	waitfor FILE    waits until the file exists
+//	expand FILE     replaces $NAME in the file by the script's variables
+func TestScripts(t *testing.T) {
+	bin := buildAgent(t)
+	testscript.Run(t, testscript.Params{
+		Dir: filepath.Join("testdata", "script"),
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
+			e.Setenv("HOME", e.WorkDir)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"gitlab":   startGitLab,
+			"freeport": freePort,
+			"waitfor":  waitFor,
+			"expand":   expand,
+		},
+	})
+}
+
+// buildAgent builds the two other programs once for all scripts.
+func buildAgent(t *testing.T) string {
+	t.Helper()
+	bin := t.TempDir()
+	cmd := exec.Command("go", "build", "-o", bin, "../switchyard-agent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+	return bin
+}
+
+func startGitLab(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: gitlab ok|403|500|html")
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch args[0] {
+		case "ok":
+			if r.URL.Path == "/api/v4/runners/verify" {
+				w.Header().Set("Content-Type", "application/json")
+				_ = json.NewEncoder(w).Encode(map[string]any{"id": 1, "token": "t"})
+				return
+			}
+			w.WriteHeader(http.StatusNoContent)
+		case "403":
+			http.Error(w, `{"message":"403 Forbidden"}`, http.StatusForbidden)
+		case "500":
+			http.Error(w, `{"message":"500 Internal Server Error"}`, http.StatusInternalServerError)
+		case "html":
+			w.Header().Set("Content-Type", "text/html")
+			fmt.Fprint(w, "<!DOCTYPE html><html><body>Sign in</body></html>")
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	ts.Defer(server.Close)
+	ts.Setenv("GITLAB", server.URL)
+}
+
+func freePort(ts *testscript.TestScript, _ bool, _ []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(err)
+	ts.Check(l.Close())
+	ts.Setenv("PORT", port)
+}
+
+func expand(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[0])
+	ts.Check(os.WriteFile(path, []byte(os.Expand(ts.ReadFile(args[0]), ts.Getenv)), 0o600))
+}
+
+// waitFor polls: the writer is another process, which knows nothing of the test.
+func waitFor(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
+	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			ts.Fatalf("%s did not appear", args[0])
+		case <-ticker.C:
+		}
+	}
+}
