@@ -79,8 +79,8 @@ func chaos(t *testing.T, rng *rand.Rand) {
 		b.gitlab.mu.Lock()
 		roll, down, on := faults.IntN(30), 500+faults.IntN(5), trouble
 		pause := time.Duration(faults.IntN(3000)) * time.Millisecond
-		if on && roll == 0 && c.state == "" {
-			b.gitlab.job(c.job).trace = nil // GitLab has lost it
+		if j := b.gitlab.job(c.job); on && roll == 0 && c.state == "" && j.result == nil {
+			j.trace = nil // GitLab has lost it
 		}
 		if on && roll == 9 {
 			b.gitlab.interval = time.Duration(1+faults.IntN(60)) * time.Second

@@ -159,9 +159,9 @@ func TestGitLabWantsNothingMore(t *testing.T) {
 func TestGitLabWantsNothingMoreWhileAFinishedJobWaitsForBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
+		b.gitlab.fault = func(context.Context, call) *answer { return code(403, "") }
 		b.open(1)
 		require.NoError(t, b.r.Finish(1, 1, store.Result{State: "failed", TraceLength: 9}))
-		b.gitlab.fault = func(context.Context, call) *answer { return code(403, "") }
 		require.Equal(t, OutcomeGone, b.events.outcome(t, 1))
 		require.Equal(t, []string{StatusGone}, b.events.status(1))
 	})

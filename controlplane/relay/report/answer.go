@@ -68,17 +68,26 @@ func (r *Report) obey(a Answer) {
 	}
 }
 
-// leave ends the report because GitLab takes no more. If the job is in the state that was to be reported, then an earlier
-// PUT, the answer to which was lost, has done it.
+// leave ends the report because GitLab takes no more. If the job is in the state that was to be reported, then an
+// earlier PUT has done it: its answer was lost, or it was made before a restart.
 func (r *Report) leave(status string) {
-	if r.complete && status == r.final {
+	switch {
+	case r.complete && status == r.final:
 		r.outcome = Accepted
-		return
+	case r.complete:
+		r.gone, r.outcome = true, Gone
+	default:
+		// Only a runner's result makes a job successful; that it failed may have been GitLab's own decision.
+		r.gone, r.succeeded = true, status == runnerapi.StateSuccess
 	}
-	r.gone = true
-	if r.complete {
-		r.outcome = Gone
+}
+
+// parting is the outcome of a report that GitLab wanted no more of before it was complete.
+func (r *Report) parting() Outcome {
+	if r.succeeded && r.final == runnerapi.StateSuccess {
+		return Accepted
 	}
+	return Gone
 }
 
 func (r *Report) afterPatch(now time.Time, req Action, a Answer) {

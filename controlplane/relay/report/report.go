@@ -132,6 +132,7 @@ type Report struct {
 	inFlight  Action
 	canceling bool
 	gone      bool
+	succeeded bool // GitLab said that the job is successful when it said that
 	outcome   Outcome
 }
 
@@ -222,7 +223,7 @@ func (r *Report) plan(now time.Time) Action {
 	case r.outcome != Open:
 		return Action{Kind: Done}
 	case r.gone && r.complete:
-		r.outcome = Gone
+		r.outcome = r.parting()
 		return Action{Kind: Done}
 	case r.gone:
 		return Action{}

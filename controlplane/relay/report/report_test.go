@@ -343,6 +343,23 @@ func TestWhenGitLabTakesNothingMore(t *testing.T) {
 	})
 }
 
+func TestAResultThatCameBeforeARestart(t *testing.T) {
+	for status, want := range map[string]Outcome{"success": Accepted, "failed": Gone, "canceled": Gone, "": Gone} {
+		s := begin(t, 100, true)
+		s.expect(0, patch(0, 100))
+		require.Equal(t, News{Gone: true}, s.answer(Answer{Code: 403, JobStatus: status}), "the result is not known yet")
+		s.r.Complete("success")
+		s.expect(0, done)
+		require.Equal(t, want, s.r.Outcome(), status)
+	}
+	s := begin(t, 0, true)
+	s.expect(0, touch)
+	s.answer(Answer{Code: 403, JobStatus: "failed"})
+	s.r.Complete("failed")
+	s.expect(0, done)
+	require.Equal(t, Gone, s.r.Outcome(), "it may have been dropped")
+}
+
 // next lets time pass until a request is due.
 func (s *script) next() Action {
 	s.t.Helper()
