@@ -131,15 +131,27 @@ func (d *Dispatcher) detachLocked(a *agent, s *session) {
 		d.applyLocked(j, event{kind: evDown, agent: a.id})
 	}
 	d.awaitLocked(a)
+	d.forgetLocked(a)
 }
 
-// awaitLocked starts the clock of an agent that is away: when its lease is over, its jobs are lost. An agent that holds
-// nothing is forgotten with its session.
-func (d *Dispatcher) awaitLocked(a *agent) {
-	if a.session != nil || a.lost != nil {
+// forgetLocked drops what is known of an agent that is away and holds nothing.
+func (d *Dispatcher) forgetLocked(a *agent) {
+	if a.session != nil || a.trace != nil || len(a.jobs) > 0 || len(a.leases) > 0 || d.agents[a.id] != a {
 		return
 	}
-	if len(a.jobs) == 0 && len(a.leases) == 0 {
+	if a.lost != nil {
+		a.lost.Stop()
+	}
+	for _, p := range a.pools {
+		p.agents.Remove(a.id)
+		p.stale = true
+	}
+	delete(d.agents, a.id)
+}
+
+// awaitLocked starts the clock of an agent that is away with jobs: when its lease is over, they are lost.
+func (d *Dispatcher) awaitLocked(a *agent) {
+	if a.session != nil || a.lost != nil || len(a.jobs) == 0 {
 		return
 	}
 	a.lost = time.AfterFunc(time.Until(a.lastSeen.Add(d.cfg.LostAfter)), func() {

@@ -214,18 +214,9 @@ func (d *Dispatcher) releaseJobLocked(j *job) {
 func (d *Dispatcher) bindLocked(j *job, a *agent) { a.jobs[j.row.ID] = j }
 
 func (d *Dispatcher) unbindLocked(j *job, a *agent) {
-	if a.jobs[j.row.ID] != j {
-		return
-	}
-	delete(a.jobs, j.row.ID)
-	if a.session == nil && len(a.jobs) == 0 && len(a.leases) == 0 {
-		if a.lost != nil {
-			a.lost.Stop()
-		}
-		for _, p := range a.pools {
-			p.agents.Remove(a.id)
-		}
-		delete(d.agents, a.id)
+	if a.jobs[j.row.ID] == j {
+		delete(a.jobs, j.row.ID)
+		d.forgetLocked(a)
 	}
 }
 

@@ -124,7 +124,7 @@ const (
 	actDropPayload                   // nobody needs the payload any more
 	actFinish                        // persist the result; answered by evFinished
 	actReport                        // let the relay report the result; answered by evReported
-	actLoss                          // like actReport, after a line in the trace that says why
+	actLoss                          // like actReport, with what is here of the trace and a last line that says why
 	actAbandon                       // the relay is to stop: GitLab wants nothing more
 	actDelete                        // forget the job
 	actForget                        // tell the agent to delete what it holds

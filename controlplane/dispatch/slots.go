@@ -173,6 +173,7 @@ func (d *Dispatcher) releaseLocked(l *lease) {
 	delete(a.leases, l)
 	a.offerRoomLocked()
 	d.serveAgentLocked(a)
+	d.forgetLocked(a)
 }
 
 func (d *Dispatcher) serveAgentLocked(a *agent) {

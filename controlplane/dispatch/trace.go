@@ -76,6 +76,7 @@ func (d *Dispatcher) Trace(stream grpc.BidiStreamingServer[fleetv1.TraceRequest,
 	if a.trace == t {
 		a.trace = nil
 	}
+	d.forgetLocked(a)
 	d.mu.Unlock()
 	if errors.Is(err, io.EOF) {
 		return nil
