@@ -24,8 +24,8 @@ func newTransports(config *tls.Config) [laneCount]*http.Transport {
 	for lane := range transports {
 		transports[lane] = newTransport(config.Clone())
 	}
-	// Traces are uploads: HTTP/2 costs them half as much CPU again and a third of the speed, its small frames and windows
-	// being made for something else (BenchmarkTraceThroughput).
+	// Traces are uploads: HTTP/2, with its small frames and windows, costs them at least a quarter more CPU and time
+	// (BenchmarkTraceThroughput).
 	transports[laneReport].Protocols.SetHTTP2(false)
 	return transports
 }
