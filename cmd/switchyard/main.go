@@ -97,8 +97,7 @@ func exitCode(err error, stderr io.Writer) int {
 		return 0
 	}
 	code := exitFailed
-	var e *exitError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*exitError](err); ok {
 		code, err = e.Code, e.Err
 	}
 	if err != nil {

@@ -79,7 +79,7 @@ func (c *serveCmd) Run(ctx context.Context, std streams) error {
 func serve(ctx context.Context, cfg *config.Config, data string, log *slog.Logger) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
 	if err != nil {
-		return usageError(fmt.Errorf("listen: %w; set another address in listen:", err))
+		return usageError(fmt.Errorf("listen: %w (another address can be set with the key listen)", err))
 	}
 	defer listener.Close()
 	socket, err := admin.Listen(ctx, data)
@@ -121,7 +121,7 @@ func newLogger(w io.Writer, level slog.Level, format string) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 	}
 	if format == "auto" && ok && term.IsTerminal(int(f.Fd())) {
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: level}))
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level}))
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }

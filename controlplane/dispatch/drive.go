@@ -43,11 +43,7 @@ func (d *Dispatcher) beginLocked(j *job) {
 	if d.closed {
 		return
 	}
-	d.drivers.Add(1)
-	go func() {
-		defer d.drivers.Done()
-		d.drive(d.stopping, j)
-	}()
+	d.drivers.Go(func() { d.drive(d.stopping, j) })
 	d.applyLocked(j, event{kind: evBegin})
 }
 

@@ -74,11 +74,8 @@ func (d *Dispatcher) Session(stream grpc.BidiStreamingServer[fleetv1.SessionRequ
 	stop := context.AfterFunc(d.stopping, func() { end(errStopping) })
 	defer stop()
 
-	d.receivers.Add(1)
-	go func() { // ends with the stream, that is soon after this function returns
-		defer d.receivers.Done()
-		end(d.receive(stream, s, id, name))
-	}()
+	// It ends with the stream, that is soon after this function returns.
+	d.receivers.Go(func() { end(d.receive(stream, s, id, name)) })
 	err = d.transmit(ctx, stream, s)
 	if s.agent != nil {
 		d.mu.Lock()
