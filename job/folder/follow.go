@@ -98,14 +98,14 @@ func (w *Follower) trailing() bool {
 // Cancel asks the job to stop: gracefully (after_script still runs), or at once.
 func (w *Follower) Cancel(kill bool) error {
 	if kill {
-		return w.send(Order{Kind: OrderCancelKill})
+		return w.Send(Order{Kind: OrderCancelKill})
 	}
-	return w.send(Order{Kind: OrderCancelGraceful})
+	return w.Send(Order{Kind: OrderCancelGraceful})
 }
 
 // Lease sets the dead man's limit: the job stops unless another lease comes within d. d is at least a millisecond.
 func (w *Follower) Lease(d time.Duration) error {
-	return w.send(Order{Kind: OrderLease, Lease: d})
+	return w.Send(Order{Kind: OrderLease, Lease: d})
 }
 
 // Close ends the connection. The job goes on.
@@ -114,7 +114,8 @@ func (w *Follower) Close() error {
 	return w.conn.Close()
 }
 
-func (w *Follower) send(o Order) error {
+// Send gives the job an order. ErrGone: nobody takes it any more.
+func (w *Follower) Send(o Order) error {
 	w.sendMu.Lock()
 	defer w.sendMu.Unlock()
 	err := w.conn.SetWriteDeadline(time.Now().Add(sendTimeout))

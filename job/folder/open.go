@@ -88,7 +88,11 @@ func (f *Folder) Close() error {
 // Spec reads spec.json. It returns ErrNoSpec or a *VersionError.
 func (f *Folder) Spec() (Spec, error) {
 	var s Spec
-	if err := f.readJSON(SpecFile, MaxSpec, ErrNoSpec, &s, &s.Version); err != nil {
+	b, err := f.read(SpecFile, MaxSpec, ErrNoSpec)
+	if err != nil {
+		return Spec{}, err
+	}
+	if err := parseJSON(SpecFile, b, &s, &s.Version); err != nil {
 		return Spec{}, err
 	}
 	return s, nil
@@ -116,10 +120,20 @@ func (f *Folder) Started() (Started, error) {
 	return s, nil
 }
 
-// Result reads result.json. It returns ErrNoResult. State is success or failed, lengths are not negative.
+// Result reads result.json. It returns ErrNoResult, or what ParseResult does.
 func (f *Folder) Result() (Result, error) {
+	b, err := f.read(ResultFile, MaxResult, ErrNoResult)
+	if err != nil {
+		return Result{}, err
+	}
+	return ParseResult(b)
+}
+
+// ParseResult reads the content of a result.json. State is success or failed, lengths are not negative. It returns a
+// *VersionError for a newer format.
+func ParseResult(b []byte) (Result, error) {
 	var r Result
-	if err := f.readJSON(ResultFile, MaxResult, ErrNoResult, &r, &r.Version); err != nil {
+	if err := parseJSON(ResultFile, b, &r, &r.Version); err != nil {
 		return Result{}, err
 	}
 	if r.State != runnerapi.StateSuccess && r.State != runnerapi.StateFailed {
@@ -131,12 +145,8 @@ func (f *Folder) Result() (Result, error) {
 	return r, nil
 }
 
-// readJSON reads a versioned file into v; version points at its version field.
-func (f *Folder) readJSON(name string, limit int64, missing error, v any, version *int) error {
-	b, err := f.read(name, limit, missing)
-	if err != nil {
-		return err
-	}
+// parseJSON reads a versioned file's content into v; version points at its version field.
+func parseJSON(name string, b []byte, v any, version *int) error {
 	if err := json.Unmarshal(b, v); err != nil {
 		// A newer format may have changed a field's type: the version explains more than that.
 		var only struct {

@@ -313,6 +313,10 @@ func (s *Sources) remote() (remote, error) {
 	return r, nil
 }
 
+// shortest is the length from which on a password is taken for a secret: nobody said that it is one, and hiding a short
+// word would hide much else.
+const shortest = 8
+
 // Secrets are what of the URL must not be seen in a trace.
 func (s *Sources) Secrets() []string {
 	r, err := s.remote()
@@ -324,7 +328,7 @@ func (s *Sources) Secrets() []string {
 		secrets = append(secrets, strings.TrimPrefix(c[1], "Authorization: Basic "))
 	}
 	if u, err := url.Parse(s.URL); err == nil && u.User != nil {
-		if p, ok := u.User.Password(); ok {
+		if p, ok := u.User.Password(); ok && len(p) >= shortest {
 			secrets = append(secrets, p)
 		}
 	}

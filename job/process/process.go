@@ -170,6 +170,13 @@ func (g *Group) Signal(p *Process, s syscall.Signal) error {
 	return err
 }
 
+// SignalAll sends a signal to every descendant that there is now.
+func (g *Group) SignalAll(s syscall.Signal) {
+	if !g.none() {
+		signalDescendants(g.pids(), s)
+	}
+}
+
 func (g *Group) none() bool {
 	select {
 	case <-g.Empty():

@@ -1,0 +1,127 @@
+//go:build unix
+
+// Switchyard-job is the program that travels to where a job runs. It must start quickly: it runs for every job.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/switchyard-ci/switchyard/internal/buildinfo"
+)
+
+const usage = `switchyard-job runs one GitLab job in the place where it is started.
+
+  switchyard-job run FOLDER
+      Run the job that is described in FOLDER, once. "switchyard-job VERSION ready" on
+      standard output says that it can be followed; it then lets go of its standard streams,
+      and what it has to say itself goes to FOLDER/job.log. If another process runs the job
+      already, the line ends in "attached", and this one waits for the end of that one.
+
+  switchyard-job attach FOLDER [--offset N] [--lease DURATION]
+      Write the job's trace from byte N of the whole trace on, its stages and its result to
+      standard output, as frames, until it ends. Lines on standard input are orders for the
+      job: "cancel graceful", "cancel kill", "lease MILLISECONDS". --lease gives one first.
+
+  switchyard-job serve --socket PATH [--token-file FILE] [--grace DURATION]
+      Run programs for a switchyard-job in another container, which knows the token in FILE
+      (the first line of standard input without it). As process 1 it reaps what others leave.
+
+  switchyard-job version
+  switchyard-job --help
+
+Exit codes of run:
+  0  the job has ended, and result.json says how
+  1  the job cannot be started: nothing was
+  2  the command line is wrong
+  3  the job was started before, by a process that is gone: it never starts again
+  4  the job has ended, but result.json could not be written
+  5  another process ran the job, and result.json says how it ended
+  6  another process had the job and is gone without a result
+Exit codes of attach: 0 the result was written, 3 the job ended without one, 1 and 2 as above.
+`
+
+// Exit codes; see usage.
+const (
+	exitOK = iota
+	exitFailed
+	exitUsage
+	exitStartedBefore
+	exitNoResult
+	exitAttached
+	exitAttachedNoResult
+)
+
+func main() { os.Exit(command(os.Args[1:])) }
+
+func command(args []string) int {
+	if len(args) == 0 {
+		return misused("a command is missing")
+	}
+	switch args[0] {
+	case "run":
+		return run(args[1:])
+	case "attach":
+		return attachTo(args[1:])
+	case "serve":
+		return serve(args[1:])
+	case "version", "--version":
+		_, _ = io.WriteString(os.Stdout, "switchyard-job "+buildinfo.Version()+"\n")
+		return exitOK
+	case "help", "--help", "-h":
+		_, _ = io.WriteString(os.Stdout, usage)
+		return exitOK
+	}
+	return misused(fmt.Sprintf("%q is not a command", args[0]))
+}
+
+func misused(what string) int {
+	fmt.Fprintf(os.Stderr, "switchyard-job: %s (see switchyard-job --help)\n", what)
+	return exitUsage
+}
+
+func failed(err error) int {
+	fmt.Fprintf(os.Stderr, "switchyard-job: %v\n", err)
+	return exitFailed
+}
+
+// parse splits arguments into the one without a name and the values of named ones (--name value or --name=value).
+func parse(args []string, operands int, names ...string) (operand []string, named map[string]string, err error) {
+	named = map[string]string{}
+	for i := 0; i < len(args); i++ {
+		a := args[i]
+		if len(a) < 2 || a[:2] != "--" {
+			operand = append(operand, a)
+			continue
+		}
+		name, value, has := cut(a[2:])
+		known := false
+		for _, n := range names {
+			known = known || n == name
+		}
+		if !known {
+			return nil, nil, fmt.Errorf("--%s is not an option of this command", name)
+		}
+		if !has {
+			if i++; i == len(args) {
+				return nil, nil, fmt.Errorf("--%s needs a value", name)
+			}
+			value = args[i]
+		}
+		named[name] = value
+	}
+	if len(operand) != operands {
+		return nil, nil, fmt.Errorf("%d arguments, not %d", operands, len(operand))
+	}
+	return operand, named, nil
+}
+
+func cut(s string) (name, value string, has bool) {
+	for i := range len(s) {
+		if s[i] == '=' {
+			return s[:i], s[i+1:], true
+		}
+	}
+	return s, "", false
+}

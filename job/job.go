@@ -1,0 +1,356 @@
+//go:build unix
+
+// Package job runs one GitLab job in place: its stages in GitLab's order with GitLab's names, into a trace file that is
+// masked and limited already. It runs once; what makes a second run impossible is the folder's fence, which whoever calls
+// this package has raised.
+//
+// gitlab-runner's behaviour is followed where users can see it. What differs on purpose: standard output and standard
+// error are one stream in exact order, output is passed on byte for byte (no U+FFFD, no timestamps unless FF_TIMESTAMPS asks
+// for them), a script ends with its shell and not with the last daemon that holds its output, and such daemons are
+// stopped at the end of the job.
+package job
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/folder"
+	"github.com/switchyard-ci/switchyard/job/git"
+	"github.com/switchyard-ci/switchyard/job/masking"
+	"github.com/switchyard-ci/switchyard/job/process"
+	"github.com/switchyard-ci/switchyard/job/shell"
+	"github.com/switchyard-ci/switchyard/job/trace"
+	"github.com/switchyard-ci/switchyard/job/variables"
+)
+
+// defaultTimeout is a job's timeout if the payload has none.
+const defaultTimeout = 2 * time.Hour
+
+// patience is how long what was killed may take to be gone before the job goes on without it.
+const patience = 10 * time.Second
+
+// Options are what a job runs with.
+type Options struct {
+	Spec    folder.Spec
+	Payload []byte
+	// Trace is the trace file, opened for appending and empty.
+	Trace io.Writer
+	// SyncTrace is called before Run returns.
+	SyncTrace func() error
+	// Grown is told the trace file's length, Stage each stage that begins; neither may block.
+	Grown func(length int64)
+	Stage func(name string)
+	// Group owns the processes of the job; there are none yet.
+	Group *process.Group
+	// Environment is what the job's processes inherit, in the form of os.Environ.
+	Environment []string
+	Log         *slog.Logger
+}
+
+// Job is one job. Order may be called concurrently with Run and before it.
+type Job struct {
+	Options
+	payload  runnerapi.Job
+	vars     *variables.Set
+	settings settings
+	sources  git.Sources
+	out      *output
+	shell    shell.Shell
+
+	projectDir, tempDir string
+	timeout             time.Duration
+	leftOutTold         bool
+
+	ctx  context.Context
+	stop context.CancelCauseFunc
+
+	mu         sync.Mutex
+	phase      phase
+	stopScript context.CancelCauseFunc
+	lease      *time.Timer
+	leaseTime  time.Duration
+}
+
+type phase int
+
+const (
+	preparing phase = iota // a graceful cancel is a cancel of the whole job
+	scripting              // a graceful cancel is a cancel of the script
+	ending                 // a graceful cancel comes too late
+)
+
+// What may stop a job or its script, as causes of contexts.
+var (
+	errCanceled = &failure{reason: runnerapi.ReasonCanceled, message: "canceled"}
+	errEnded    = errors.New("the job has ended")
+)
+
+// New makes a job, ready for orders. The lease of the spec begins to run.
+func New(o Options) *Job {
+	j := &Job{Options: o}
+	j.ctx, j.stop = context.WithCancelCause(context.Background())
+	if o.Spec.Lease > 0 {
+		j.renew(o.Spec.Lease)
+	}
+	return j
+}
+
+// Order does what the control socket asks for.
+func (j *Job) Order(o folder.Order) {
+	switch o.Kind {
+	case folder.OrderCancelKill:
+		j.Log.Info("the job is canceled at once")
+		j.stop(errCanceled)
+	case folder.OrderCancelGraceful:
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		switch j.phase {
+		case preparing:
+			j.Log.Info("the job is canceled before its script")
+			j.stop(errCanceled)
+		case scripting:
+			j.Log.Info("the script is canceled")
+			j.stopScript(errCanceled)
+		case ending:
+			j.Log.Info("a cancel came after the script's end")
+		}
+	case folder.OrderLease:
+		j.renew(o.Lease)
+	}
+}
+
+// Interrupt stops the job because this process is asked to end.
+func (j *Job) Interrupt(signal os.Signal) {
+	j.Log.Warn("the job is stopped by a signal", "signal", signal)
+	j.stop(&failure{reason: runnerapi.ReasonInterrupted, message: fmt.Sprintf("aborted: %v", signal)})
+}
+
+func (j *Job) renew(d time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.leaseTime = d
+	if j.lease != nil {
+		j.lease.Reset(d)
+		return
+	}
+	j.lease = time.AfterFunc(d, func() {
+		j.mu.Lock()
+		d := j.leaseTime
+		j.mu.Unlock()
+		j.Log.Error("the lease has run out", "lease", d)
+		j.stop(&failure{
+			reason:  runnerapi.ReasonRunnerSystem,
+			message: fmt.Sprintf("the runner lost touch with its control plane for longer than %v, so the job was stopped", d),
+		})
+	})
+}
+
+// Run runs the job to its end and returns how it ended, with the trace synced. It never fails: what goes wrong is a
+// result. It is called once.
+func (j *Job) Run() folder.Result {
+	result := folder.Result{StartedAt: time.Now()}
+	masker, warnings, err := j.read()
+	w := trace.NewWriter(j.Trace, j.Spec.PrefixLength, j.Spec.PrefixCRC32, j.Spec.OutputLimit, j.Grown)
+	var end *failure
+	out, outErr := newOutput(masker, w)
+	if outErr != nil {
+		end = asFailure(outErr)
+	} else {
+		j.out = out
+		end = j.execute(warnings, err)
+		w.Close()
+		if err := out.close(); err != nil {
+			j.Log.Warn("close the pipe for the job's output", "error", err)
+		}
+	}
+	j.stop(errEnded)
+	j.mu.Lock()
+	if j.lease != nil {
+		j.lease.Stop()
+	}
+	j.mu.Unlock()
+	if err := w.Err(); err != nil {
+		// The job ran to its end, but what it said is not all there: that is no success.
+		j.Log.Error("the trace is incomplete", "error", err)
+		w.Notice("\n" + red + "ERROR: the rest of the job's log is missing: " + err.Error() + reset + "\n")
+		if end == nil {
+			end = &failure{reason: runnerapi.ReasonRunnerSystem, message: "the job's log is incomplete: " + err.Error()}
+		}
+	}
+	if err := j.SyncTrace(); err != nil {
+		j.Log.Error("the trace may be lost", "error", err)
+		if end == nil {
+			end = &failure{reason: runnerapi.ReasonRunnerSystem, message: "the job's log cannot be kept: " + err.Error()}
+		}
+	}
+	result.State = runnerapi.StateSuccess
+	if end != nil {
+		result.State = runnerapi.StateFailed
+		result.FailureReason = reasonFor(end.reason, j.payload.Features.FailureReasons)
+		result.ExitCode = end.exitCode
+		if end.reason != "" {
+			result.Message = shorten(end.message)
+		}
+	}
+	result.TraceLength, result.TraceCRC32 = w.Length(), w.CRC32()
+	result.FinishedAt = time.Now()
+	return result
+}
+
+// shorten keeps a message within what a result may hold.
+func shorten(text string) string {
+	const most = 4 << 10
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "..."
+}
+
+// read understands payload and spec. Whatever it returns, the masker knows all secrets that could be understood.
+func (j *Job) read() (masker *masking.Masker, warnings []string, err error) {
+	err = json.Unmarshal(j.Payload, &j.payload)
+	p := &j.payload
+	var phrases []string
+	if len(p.Token) >= 8 { // an ordinary variable holds it too, and GitLab marks that as masked
+		phrases = append(phrases, p.Token)
+	}
+	for _, v := range p.Variables {
+		if v.Masked {
+			phrases = append(phrases, v.Value)
+		}
+	}
+	prefixes := masking.DefaultTokenPrefixes()
+	if err != nil {
+		return masking.New(phrases, prefixes), nil, fmt.Errorf("read the job's payload: %w", err)
+	}
+	j.timeout = time.Duration(p.RunnerInfo.Timeout) * time.Second
+	if p.RunnerInfo.Timeout <= 0 {
+		j.timeout = defaultTimeout
+	}
+	j.projectDir = projectDir(&j.Spec, p)
+	j.tempDir = j.projectDir + ".tmp"
+	j.vars, err = variables.New(j.before(), p.Variables, j.after())
+	if err != nil {
+		return masking.New(phrases, prefixes), nil, &failure{reason: runnerapi.ReasonConfiguration, message: err.Error()}
+	}
+	phrases = append(phrases, j.vars.Masked()...)
+	keys := make([]string, 0, len(p.Variables))
+	for _, v := range p.Variables {
+		keys = append(keys, v.Key)
+	}
+	j.settings, warnings = readSettings(j.vars.Value, keys, p.AllowGitFetch, j.timeout)
+	j.sources = j.gitSources()
+	phrases = append(phrases, j.sources.Secrets()...)
+	if !j.settings.maskAllTokens {
+		prefixes = prefixes[:1] // glpat-
+	}
+	prefixes = append(prefixes, p.Features.TokenMaskPrefixes...)
+	return masking.New(phrases, prefixes), warnings, nil
+}
+
+// before are the variables that the job's own override, after those that override the job's.
+func (j *Job) before() []runnerapi.Variable {
+	s := &j.Spec
+	list := []runnerapi.Variable{{Key: "CI_RUNNER_SHORT_TOKEN", Value: s.Runner.ShortToken, Public: true, Raw: true}}
+	list = append(list, s.Environment...)
+	for _, v := range [][2]string{
+		{"CI_BUILDS_DIR", s.BuildsDir},
+		{"CI_PROJECT_DIR", j.projectDir},
+		{"CI_CONCURRENT_ID", fmt.Sprint(s.ConcurrentID)},
+		{"CI_CONCURRENT_PROJECT_ID", fmt.Sprint(s.ConcurrentProjectID)},
+		{"CI_SERVER", "yes"},
+		{"CI_JOB_STATUS", "running"},
+		{"CI_JOB_TIMEOUT", fmt.Sprint(int64(j.timeout / time.Second))},
+	} {
+		list = append(list, runnerapi.Variable{Key: v[0], Value: v[1], Public: true, Raw: true})
+	}
+	if s.ServerCA != "" {
+		list = append(list, runnerapi.Variable{Key: caVariable, Value: s.ServerCA, Public: true, File: true, Raw: true})
+	}
+	return list
+}
+
+const caVariable = "CI_SERVER_TLS_CA_FILE"
+
+func (j *Job) after() []runnerapi.Variable {
+	shared := "CI_SHARED_ENVIRONMENT"
+	if disposable(j.Spec.Executor) {
+		shared = "CI_DISPOSABLE_ENVIRONMENT"
+	}
+	var list []runnerapi.Variable
+	for _, v := range [][2]string{
+		{shared, "true"},
+		{"CI_RUNNER_VERSION", j.Spec.Runner.Version},
+		{"CI_RUNNER_REVISION", j.Spec.Runner.Revision},
+		{"CI_RUNNER_EXECUTABLE_ARCH", runtime.GOOS + "/" + runtime.GOARCH},
+		{variables.TempDir, j.tempDir},
+	} {
+		list = append(list, runnerapi.Variable{Key: v[0], Value: v[1], Public: true, Raw: true})
+	}
+	return list
+}
+
+// disposable says whether an executor's environments are used for one job only.
+func disposable(executor string) bool {
+	switch executor {
+	case "docker", "docker-windows", "docker+machine", "docker-autoscaler", "kubernetes", "virtualbox", "parallels":
+		return true
+	}
+	return false
+}
+
+func (j *Job) gitSources() git.Sources {
+	g, s := &j.payload.GitInfo, &j.settings
+	sources := git.Sources{
+		Strategy: s.strategy, Dir: j.projectDir, Temp: j.tempDir,
+		URL: g.RepoURL, Token: j.payload.Token, ObjectFormat: g.RepoObjectFormat,
+		SHA: g.SHA, Ref: g.Ref, Refspecs: g.Refspecs, Depth: g.Depth,
+		Checkout: s.checkout, CleanFlags: s.cleanFlags, FetchFlags: s.fetchFlags, BundleURIs: s.bundleURIs,
+		UserAgent:   fmt.Sprintf("switchyard %s %s/%s", j.Spec.Runner.Version, runtime.GOOS, runtime.GOARCH),
+		Environment: j.gitEnvironment(),
+		Notice:      func(text string) { j.out.notice(text) },
+		Warn:        func(text string) { j.out.warn(text) },
+		Run:         j.runGit,
+	}
+	if j.Spec.ServerCA != "" {
+		sources.CAFile = path.Join(j.tempDir, caVariable)
+	}
+	return sources
+}
+
+// gitEnvironment is the job's variables above what this process inherited. The kernel limits what a program can be given:
+// of variables that do not fit, those that git has no use for are left out.
+func (j *Job) gitEnvironment() []string {
+	const mostEach, mostAll = 64 << 10, 1 << 20
+	var env []string
+	set := map[string]bool{}
+	total := 0
+	add := func(key, value string, needed bool) {
+		size := len(key) + len(value) + 2
+		if set[key] || size > mostEach || total+size > mostAll && !needed {
+			return
+		}
+		total += size
+		set[key] = true
+		env = append(env, key+"="+value)
+	}
+	j.vars.Winning(func(key, value string) {
+		add(key, value, strings.HasPrefix(key, "GIT_") || strings.HasSuffix(strings.ToLower(key), "_proxy") || key == "CI_JOB_TOKEN")
+	})
+	for _, kv := range j.Environment {
+		key, value, _ := strings.Cut(kv, "=")
+		add(key, value, true)
+	}
+	return env
+}

@@ -1,0 +1,40 @@
+package job
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
+	"strings"
+
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/folder"
+)
+
+// projectDir is where the project's files are: gitlab-runner's place for them.
+func projectDir(s *folder.Spec, p *runnerapi.Job) string {
+	dir, err := slug(p.GitInfo.RepoURL)
+	if err != nil {
+		dir = fmt.Sprintf("project-%d", p.JobInfo.ProjectID)
+	}
+	if s.SharedBuildsDir {
+		dir = path.Join(s.Runner.ShortToken, fmt.Sprint(s.ConcurrentProjectID), dir)
+	}
+	return path.Join(s.BuildsDir, dir)
+}
+
+// slug is the project's path as its URL has it.
+func slug(repoURL string) (string, error) {
+	u, err := url.Parse(repoURL)
+	if err != nil {
+		return "", errors.New("not a URL")
+	}
+	if u.Host == "" {
+		return "", errors.New("no host")
+	}
+	dir := path.Clean(strings.TrimSuffix(u.Path, ".git"))
+	if dir == "." || dir == "/" || strings.Contains(dir, "..") || strings.IndexByte(dir, 0) >= 0 {
+		return "", errors.New("no path of a project")
+	}
+	return dir, nil
+}
