@@ -101,6 +101,7 @@ func (l *loop) run() {
 		case m := <-in:
 			l.message(m)
 		case err := <-done:
+			l.lastMessages()
 			l.disconnect(err)
 		case <-l.retry.C:
 			l.connect()
@@ -128,6 +129,18 @@ func (l *loop) run() {
 		}
 		if l.mayLeave() {
 			l.log.Info("leaving: nothing is left to do")
+			return
+		}
+	}
+}
+
+// lastMessages handles what came before the link broke: it may say when to come back.
+func (l *loop) lastMessages() {
+	for {
+		select {
+		case m := <-l.link.in:
+			l.message(m)
+		default:
 			return
 		}
 	}
