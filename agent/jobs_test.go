@@ -181,6 +181,7 @@ func TestTheAgentIsRestartedWhileJobsRun(t *testing.T) {
 	s.Started(one)
 	run(s, two)
 	finished := s.Finished(two)
+	require.Eventually(t, func() bool { return x.Running() == 1 }, fakefleet.Patience, time.Millisecond)
 	r.stop()
 	require.Equal(t, 1, x.Running(), "the job goes on")
 

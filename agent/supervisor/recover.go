@@ -153,7 +153,7 @@ func (w *work) recoverEnvironment() error {
 	return nil
 }
 
-// reset removes what there is of a job that was killed with the agent before it started. The lock makes sure that no
+// reset removes what there is of a job that was killed with the agent before it started. The locks make sure that no
 // switchyard-job which was on its way can start meanwhile.
 func (w *work) reset() error {
 	if w.env != nil {
@@ -162,16 +162,21 @@ func (w *work) reset() error {
 		}
 		w.env = nil
 	}
+	start, err := w.folder.LockStart()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = start.Close() }()
 	lock, ok, err := w.folder.TryLock()
 	if err != nil {
 		return err
 	}
 	if !ok {
-		return errors.New("its process is just starting")
+		return errors.New("its process has just begun")
 	}
 	defer func() { _ = lock.Close() }()
 	if _, err := w.folder.Started(); !errors.Is(err, folder.ErrNotStarted) {
-		return errors.New("its process has just started")
+		return errors.New("its process has just begun")
 	}
 	w.close()
 	if err := os.RemoveAll(filepath.Join(w.dir, folderName)); err != nil {

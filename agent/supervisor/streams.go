@@ -56,6 +56,8 @@ type exitError struct {
 func (e *exitError) Error() string {
 	text := fmt.Sprintf("the job's process ended with exit code %d and left no result", e.code)
 	switch e.code {
+	case 3:
+		text = "the job was started before, and the process that ran it left no result"
 	case 137:
 		text = "the job's process was killed (SIGKILL: by hand, or because memory ran out) and left no result"
 	case 143:

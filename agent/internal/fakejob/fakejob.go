@@ -236,9 +236,14 @@ func (p *process) work(stdout io.Writer) error {
 		return err
 	}
 	defer f.Close()
-	lock, err := f.WaitLock()
+	start, err := f.LockStart()
 	if err != nil {
 		return err
+	}
+	defer start.Close()
+	lock, ok, err := f.TryLock()
+	if err != nil || !ok {
+		return fmt.Errorf("lock: %v %w", ok, err)
 	}
 	defer lock.Close()
 	spec, err := f.Spec()
@@ -271,6 +276,9 @@ func (p *process) work(stdout io.Writer) error {
 	defer serving.Wait()
 	defer p.closeAll()
 	defer listener.Close()
+	if err := start.Close(); err != nil {
+		return err
+	}
 	if stdout != nil {
 		_, _ = io.WriteString(stdout, "ready\n")
 	}
