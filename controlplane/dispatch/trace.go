@@ -160,7 +160,8 @@ func (d *Dispatcher) Received(id int64, p relay.Progress) {
 	}
 }
 
-// GetJob gives a payload to the agent that accepted the job.
+// GetJob gives a payload to the agent that accepted the job. One that is still being asked gets it too: its yes travels
+// on another stream and may be overtaken by this call.
 func (d *Dispatcher) GetJob(ctx context.Context, req *fleetv1.GetJobRequest) (*fleetv1.GetJobResponse, error) {
 	id, _, err := d.cfg.Identity(ctx)
 	if err != nil {
@@ -169,7 +170,7 @@ func (d *Dispatcher) GetJob(ctx context.Context, req *fleetv1.GetJobRequest) (*f
 	ref := req.GetRef()
 	d.mu.Lock()
 	j := d.jobs[ref.GetJob()]
-	mine := j != nil && j.life.agent == id && j.life.epoch == ref.GetEpoch() && (j.life.phase == accepted || j.life.phase == started)
+	mine := j != nil && j.life.agent == id && j.life.epoch == ref.GetEpoch() && (j.life.phase >= offered && j.life.phase <= started)
 	d.mu.Unlock()
 	if !mine {
 		return nil, status.Errorf(codes.NotFound, "job %d, epoch %d is not held by this agent", ref.GetJob(), ref.GetEpoch())
