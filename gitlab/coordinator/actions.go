@@ -123,19 +123,7 @@ func (c *Coordinator) CancelPipeline(pipelineID int64) (Pipeline, error) {
 	if run == nil {
 		return Pipeline{}, fmt.Errorf("pipeline %d: %w", pipelineID, ErrNotFound)
 	}
-	now := time.Now()
-	var changes []pipeline.Change
-	for _, j := range run.current {
-		if !j.status.Cancelable() {
-			continue
-		}
-		ch, err := run.graph.Fire(j.index, pipeline.EventCancel, pipeline.Guards{CancelGracefully: j.cancelGracefully})
-		if err == nil {
-			changes = append(changes, ch)
-		}
-	}
-	c.apply(run, changes, now)
-	c.advance(run, now)
+	c.cancelJobs(run, func(*job) bool { return true }, time.Now())
 	return run.snapshot(), nil
 }
 

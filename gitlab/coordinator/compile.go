@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/switchyard-ci/switchyard/gitlab/ciconfig"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator/gitrepo"
+	"github.com/switchyard-ci/switchyard/gitlab/coordinator/glob"
 )
 
 // compile turns the configuration at the pipeline's commit into jobs.
@@ -19,14 +22,21 @@ func (c *Coordinator) compile(ctx context.Context, run *pipelineRun, reader *git
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	files := &commitFiles{ctx: ctx, repo: p.repo, commit: run.commit.SHA}
+	files := c.commitFiles(ctx, run)
 	def, err := ciconfig.Compile(p.CIConfigPath, src, ciconfig.Options{
 		Predefined: configVariables(c.pipelineVariables(run, c.baseURL(""))),
 		Project:    p.Variables,
 		Pipeline:   run.opts.Variables,
 		Include:    func(path string) ([]byte, error) { return reader.File(run.commit.SHA, path) },
-		Glob:       files.glob,
-		Exists:     files.exists,
+		Glob:       files.include,
+		Exists:     func(pattern string) (bool, error) { return match(pattern, files.paths) },
+		// Without a commit to compare with, `changes` is always true: for a new branch, a tag, a pipeline by hand.
+		Changes: func(pattern string) (bool, error) {
+			if run.before == zeroSHA || run.opts.Tag || run.opts.Source != "push" {
+				return true, nil
+			}
+			return match(pattern, files.changed)
+		},
 	})
 	if errors.Is(err, ciconfig.ErrNoJobs) || errors.Is(err, ciconfig.ErrWorkflow) {
 		return nil, errors.Join(err, ErrNoPipeline)
@@ -34,49 +44,42 @@ func (c *Coordinator) compile(ctx context.Context, run *pipelineRun, reader *git
 	return def, err
 }
 
-// commitFiles answers questions about the paths of a commit; it lists them once.
+// commitFiles answers questions about the paths of a commit and of what it changes; it lists each once.
 type commitFiles struct {
-	ctx    context.Context
-	repo   *gitrepo.Repo
-	commit string
-	paths  []string
-	listed bool
+	paths   func() ([]string, error)
+	changed func() ([]string, error)
 }
 
-func (f *commitFiles) list() ([]string, error) {
-	if !f.listed {
-		paths, err := f.repo.Files(f.ctx, f.commit)
-		if err != nil {
-			return nil, err
-		}
-		f.paths, f.listed = paths, true
+func (c *Coordinator) commitFiles(ctx context.Context, run *pipelineRun) *commitFiles {
+	repo, sha, before := run.project.repo, run.commit.SHA, run.before
+	return &commitFiles{
+		paths:   sync.OnceValues(func() ([]string, error) { return repo.Files(ctx, sha) }),
+		changed: sync.OnceValues(func() ([]string, error) { return repo.Changed(ctx, before, sha) }),
 	}
-	return f.paths, nil
 }
 
-func (f *commitFiles) glob(pattern string) ([]string, error) {
-	paths, err := f.list()
+// include lists the files that a pattern of `include:local` means.
+func (f *commitFiles) include(pattern string) ([]string, error) {
+	p, err := glob.Include(pattern)
 	if err != nil {
 		return nil, err
 	}
-	var found []string
-	for _, p := range paths {
-		if matchGlob(pattern, p) {
-			found = append(found, p)
-		}
+	paths, err := f.paths()
+	if err != nil {
+		return nil, err
 	}
-	return found, nil
+	return slices.DeleteFunc(slices.Clone(paths), func(path string) bool { return !p.Match(path) }), nil
 }
 
-func (f *commitFiles) exists(pattern string) (bool, error) {
-	paths, err := f.list()
+// match says whether one of the paths matches a pattern of `rules`.
+func match(pattern string, list func() ([]string, error)) (bool, error) {
+	p, err := glob.Fnmatch(pattern)
 	if err != nil {
 		return false, err
 	}
-	for _, p := range paths {
-		if matchGlob(pattern, p) {
-			return true, nil
-		}
+	paths, err := list()
+	if err != nil {
+		return false, err
 	}
-	return false, nil
+	return p.Any(paths), nil
 }

@@ -129,6 +129,9 @@ func (c *Coordinator) CreatePipeline(ctx context.Context, projectID int64, o Pip
 	}
 	setDefault(&o.Ref, p.DefaultBranch)
 	setDefault(&o.Source, "push")
+	if !gitrepo.ValidName(o.Ref) {
+		return Pipeline{}, fmt.Errorf("project %s: %q is no valid name of a branch or tag", p.Path, o.Ref)
+	}
 	run := &pipelineRun{project: p, opts: o, user: o.User, changed: make(chan struct{}), createdAt: time.Now()}
 	if err := c.prepare(ctx, run); err != nil {
 		return Pipeline{}, fmt.Errorf("project %s, %s: %w", p.Path, o.Ref, err)
@@ -139,12 +142,14 @@ func (c *Coordinator) CreatePipeline(ctx context.Context, projectID int64, o Pip
 	if err := run.buildGraph(); err != nil {
 		return Pipeline{}, fmt.Errorf("project %s, %s: %w", p.Path, o.Ref, err)
 	}
+	head := ""
 	if p.repo != nil {
 		if err := c.serve(ctx, run); err != nil {
 			return Pipeline{}, fmt.Errorf("project %s, %s: %w", p.Path, o.Ref, err)
 		}
+		head = p.repo.Head(run.fullRef())
 	}
-	return c.start(run)
+	return c.start(run, head)
 }
 
 // prepare finds the commit and its configuration.
@@ -326,8 +331,8 @@ func (run *pipelineRun) buildGraph() error {
 	return nil
 }
 
-// start makes the jobs and lets the first of them go.
-func (c *Coordinator) start(run *pipelineRun) (Pipeline, error) {
+// start makes the jobs and lets the first of them go. head is the commit of the pipeline's ref, if known.
+func (c *Coordinator) start(run *pipelineRun, head string) (Pipeline, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil {
@@ -349,6 +354,7 @@ func (c *Coordinator) start(run *pipelineRun) (Pipeline, error) {
 	c.pipelines[run.id] = run
 	c.publish(Event{Kind: PipelineChanged, ProjectID: run.project.id, PipelineID: run.id})
 	c.advance(run, now)
+	c.cancelRedundant(run, head, now)
 	return run.snapshot(), nil
 }
 

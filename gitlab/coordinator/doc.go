@@ -5,8 +5,8 @@
 //	c, err := coordinator.New(coordinator.Options{})
 //	defer c.Close()
 //	project, err := c.AddProject(ctx, coordinator.ProjectOptions{Path: "group/name", RepoDir: "."})
-//	runner, err := c.AddRunner(coordinator.RunnerOptions{RunUntagged: true}) // runner.Token is what a runner is configured with
-//	go http.Serve(listener, c.Handler())       // runner.Token is what a runner is configured with
+//	runner, err := c.AddRunner(coordinator.RunnerOptions{RunUntagged: true})
+//	go http.Serve(listener, c.Handler()) // a runner is configured with runner.Token
 //	c.SetURL("http://" + listener.Addr().String())
 //	p, err := c.CreatePipeline(ctx, project.ID, coordinator.PipelineOptions{})
 //	p, err = c.Wait(ctx, p.ID)

@@ -26,6 +26,7 @@ type Job struct {
 	When          ciconfig.When
 	Tags          []string
 	Needs         []string
+	NeedsDeclared bool                    // tells no needs from none declared, when the job waits for the earlier stages
 	FailureReason runnerapi.FailureReason // of a failed job
 	ExitCode      int
 
@@ -119,7 +120,7 @@ func (j *job) snapshot() Job {
 	s := Job{
 		ID: j.id, PipelineID: j.pipe.id, ProjectID: j.pipe.project.id, Name: j.def.Name, Stage: j.def.Stage, Group: j.def.Group,
 		Attempt: j.attempt, Retried: j.retried, Status: j.status.String(), AllowFailure: j.allowFailure, When: j.def.When,
-		Tags: j.def.Tags, FailureReason: j.failureReason, ExitCode: j.exitCode,
+		Tags: j.def.Tags, NeedsDeclared: j.def.NeedsDeclared, FailureReason: j.failureReason, ExitCode: j.exitCode,
 		CreatedAt: j.createdAt, QueuedAt: j.queuedAt, StartedAt: j.startedAt, FinishedAt: j.finishedAt, ScheduledAt: j.scheduledAt,
 		SystemID: j.systemID, WaitingForAck: j.waitingForAck(), Debug: j.debug, Report: j.report,
 		Patches: j.patches, RangeErrors: j.rangeErrors, Updates: j.updates, KeepAlives: j.keepAlives, LateRequests: j.lateRequests,

@@ -38,6 +38,7 @@ func (c *Coordinator) advance(p *pipelineRun, now time.Time) {
 	if status != pipeline.Pending && status != pipeline.Created && p.startedAt.IsZero() {
 		p.startedAt = now
 	}
+	p.setAlive(!status.Completed())
 	if status.Completed() {
 		p.finishedAt = now
 	} else {
@@ -182,13 +183,17 @@ func (c *Coordinator) drop(j *job, reason runnerapi.FailureReason, exitCode int,
 		}
 	}
 	changes := []pipeline.Change{ch}
+	retried := false
 	if ch.To == pipeline.Failed && j.attempt-1 < autoRetries[reason] {
 		if retry, err := g.Retry(j.index); err == nil {
-			changes = append(changes, retry...)
+			changes, retried = append(changes, retry...), true
 		}
 	}
 	c.apply(j.pipe, changes, now)
 	c.advance(j.pipe, now)
+	if ch.To == pipeline.Failed && !j.allowFailure && !retried && j.pipe.def.AutoCancel.OnJobFailure == cancelAll {
+		c.cancelJobs(j.pipe, func(*job) bool { return true }, now)
+	}
 	return true
 }
 

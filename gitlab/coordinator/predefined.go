@@ -113,7 +113,7 @@ func (l *list) pipeline(run *pipelineRun) {
 	l.add("CI_COMMIT_BEFORE_SHA", run.before)
 	l.add("CI_COMMIT_REF_NAME", ref)
 	l.add("CI_COMMIT_REF_SLUG", variables.Slug(ref))
-	if !run.opts.Tag {
+	if !run.opts.Tag && run.opts.Source != "merge_request_event" {
 		l.add("CI_COMMIT_BRANCH", ref)
 	}
 	l.add("CI_COMMIT_MESSAGE", message)

@@ -40,6 +40,9 @@ type ProjectOptions struct {
 	NoSharedRunners, NoGroupRunners bool
 	// NoBuilds switches CI/CD off: pipelines are refused and pending jobs are dropped.
 	NoBuilds bool
+	// NoAutoCancel switches off that a newer pipeline of a ref cancels older ones of other commits
+	// (workflow:auto_cancel:on_new_commit).
+	NoAutoCancel bool
 	// MaxTrace overrides [Options.MaxTrace] for this project, in bytes; 0 keeps it.
 	MaxTrace int64
 }
@@ -66,7 +69,8 @@ type project struct {
 	parts      []string
 	repo       *gitrepo.Repo // nil without repository
 	lastIID    int64
-	lastSHA    map[string]string // of the last pipeline, by ref
+	lastSHA    map[string]string                    // of the last pipeline, by ref
+	alive      map[string]map[*pipelineRun]struct{} // by ref
 }
 
 var pathPart = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
@@ -102,7 +106,10 @@ func (c *Coordinator) AddProject(ctx context.Context, o ProjectOptions) (Project
 		c.mu.Unlock()
 		return Project{}, fmt.Errorf("project %s exists already", o.Path)
 	}
-	p := &project{ProjectOptions: o, id: c.id("project"), parts: strings.Split(o.Path, "/"), lastSHA: map[string]string{}}
+	p := &project{
+		ProjectOptions: o, id: c.id("project"), parts: strings.Split(o.Path, "/"), lastSHA: map[string]string{},
+		alive: map[string]map[*pipelineRun]struct{}{},
+	}
 	c.mu.Unlock()
 
 	if o.RepoDir != "" {

@@ -163,6 +163,20 @@ func (r *Repo) Sync(ctx context.Context) error {
 	return nil
 }
 
+// ValidName says whether git takes a name for a branch or a tag (git-check-ref-format).
+func ValidName(name string) bool {
+	if name == "" || name == "@" || strings.HasPrefix(name, "-") || strings.HasSuffix(name, ".") ||
+		strings.Contains(name, "..") || strings.Contains(name, "@{") || strings.ContainsAny(name, " ~^:?*[\\\x7f") {
+		return false
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part[0] == '.' || strings.HasSuffix(part, ".lock") {
+			return false
+		}
+	}
+	return !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' })
+}
+
 // Set points a ref at a commit.
 func (r *Repo) Set(ctx context.Context, ref, id string) error {
 	r.mu.Lock()
@@ -224,8 +238,29 @@ func (r *Repo) Files(ctx context.Context, commit string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the files of %s: %w", commit, err)
 	}
+	return paths(out), nil
+}
+
+// Changed lists the paths that differ between two commits, sorted, with slashes; a renamed file is there with both names.
+func (r *Repo) Changed(ctx context.Context, from, to string) ([]string, error) {
+	out, err := run(ctx, cleanEnv(), r.dir, nil, "diff-tree", "-r", "-z", "--name-only", "--no-renames", from, to)
+	if err != nil {
+		return nil, fmt.Errorf("compare %s and %s: %w", from, to, err)
+	}
+	return paths(out), nil
+}
+
+// Head is the commit or tag object that a full ref name of the user's repository pointed at when refs were last copied;
+// empty if there is none.
+func (r *Repo) Head(ref string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refs[ref]
+}
+
+func paths(out []byte) []string {
 	names := strings.Split(string(out), "\x00")
-	return slices.DeleteFunc(names, func(n string) bool { return n == "" }), nil
+	return slices.DeleteFunc(names, func(n string) bool { return n == "" })
 }
 
 // cleanEnv is the environment of git in the private repository: nothing of the user's configuration and no variable

@@ -81,6 +81,7 @@ type item struct {
 type class struct {
 	tags      []string
 	protected bool
+	live      int             // pending jobs
 	instance  fairHeap        // lanes of jobs that instance runners may take
 	fair      map[int64]*lane // the same by project
 	projects  map[int64]*lane // all jobs of a project
@@ -108,6 +109,7 @@ func (q *Queue) Push(e Entry) {
 	c := q.class(e.Tags, e.Protected)
 	it := &item{Entry: e, class: c}
 	q.entries[e.Job] = it
+	c.live++
 	if e.Instance {
 		l := c.fair[e.Project]
 		if l == nil {
@@ -133,6 +135,7 @@ func (q *Queue) Remove(job int64) bool {
 	delete(q.entries, job)
 	it.removed = true
 	c := it.class
+	c.live--
 	if l := c.fair[it.Project]; it.Instance {
 		l.drop()
 		c.instance.fix(l)
@@ -265,6 +268,9 @@ func (q *Queue) class(tags []string, protected bool) *class {
 	}
 	c := q.classes[key]
 	if c == nil {
+		if len(q.classes) >= manyClasses {
+			q.sweep()
+		}
 		c = &class{
 			tags: tags, protected: protected,
 			fair: map[int64]*lane{}, projects: map[int64]*lane{}, groups: map[int64]*lane{},
@@ -272,6 +278,21 @@ func (q *Queue) class(tags []string, protected bool) *class {
 		q.classes[key] = c
 	}
 	return c
+}
+
+// manyClasses is when empty classes are removed: jobs whose tags are like no other's must not make the queue slow.
+const manyClasses = 64
+
+func (q *Queue) sweep() {
+	for key, c := range q.classes {
+		if c.live > 0 {
+			continue
+		}
+		delete(q.classes, key)
+		for project, l := range c.fair {
+			q.byProj[project] = slices.DeleteFunc(q.byProj[project], func(x *lane) bool { return x == l })
+		}
+	}
 }
 
 func laneOf(lanes map[int64]*lane, key int64) *lane {
