@@ -158,6 +158,13 @@ func (l *Live) Ended(j coordinator.Job) {
 	l.mu.Unlock()
 }
 
+// Leave leaves the terminal in order, with what is on it. Run must have returned.
+func (l *Live) Leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = l.region.leave()
+}
+
 // Finish replaces the table by what stays: the ends of the failed jobs' output, all jobs, the verdict. Run must have
 // returned.
 func (l *Live) Finish(p coordinator.Pipeline) error {

@@ -82,6 +82,9 @@ func (v *Plain) prefix(j coordinator.Job) string {
 	return pad(v.style.paint(prefixes[hash.Sum32()%uint32(len(prefixes))], tracetext.Clean(j.Name)), v.column)
 }
 
+// Say writes a line about the pipeline as a whole.
+func (v *Plain) Say(notice string) { v.Print(v.style.paint(yellow, notice)) }
+
 // Finish writes the table of all jobs and the verdict. It returns the first error of writing.
 func (v *Plain) Finish(p coordinator.Pipeline) error {
 	v.write("\n" + strings.Join(Summary(p, v.width, v.style), "\n") + "\n")

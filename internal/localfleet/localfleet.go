@@ -176,7 +176,7 @@ func (f *Fleet) startAgents(ctx, life context.Context) error {
 		}
 		f.places = append(f.places, place)
 		a, err := agent.New(agent.Config{
-			Server: f.server, Data: data, Name: name, Slots: o.Slots, JobBinary: o.JobBinary, Log: o.Logger.With("agent", name),
+			Server: f.server, Data: data, Name: name, Slots: o.Slots, JobBinary: o.JobBinary, Log: o.Logger.With("of", name),
 			Token:     func() (jointoken.Token, error) { return token, nil },
 			Executors: []executors.Executor{place},
 		})
@@ -258,6 +258,10 @@ func (f *Fleet) close() error {
 		errs = append(errs, place.Sweep(ctx, func(string) bool { return false }))
 	}
 	f.stopPlane()
+	if f.gitlab != nil {
+		// Now, because it answers the requests that it holds: the control plane gives up none that may bring a job.
+		errs = append(errs, f.gitlab.Close())
+	}
 	f.ruling.Wait()
 	if f.plane != nil && !f.served {
 		errs = append(errs, f.plane.Close())
@@ -266,9 +270,6 @@ func (f *Fleet) close() error {
 		errs = append(errs, f.http.Close())
 	}
 	f.serving.Wait()
-	if f.gitlab != nil {
-		errs = append(errs, f.gitlab.Close())
-	}
 	if f.dir != "" {
 		errs = append(errs, removeAll(f.dir))
 	}

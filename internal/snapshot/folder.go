@@ -10,7 +10,8 @@ import (
 )
 
 // TakeFolder commits a folder as a project of its own, also where it is a part of a greater repository, whose rules of
-// what is ignored then hold. Its history is this one commit on DefaultRef. For scratch see Take.
+// what is ignored then hold. Its history is this one commit on DefaultRef. A folder that is the root of its repository is
+// left to Take, which also says what scratch is.
 func TakeFolder(ctx context.Context, dir, scratch string) (Snapshot, error) {
 	r, err := find(ctx, dir)
 	switch {
@@ -18,6 +19,13 @@ func TakeFolder(ctx context.Context, dir, scratch string) (Snapshot, error) {
 		return takeLoose(ctx, dir, scratch)
 	case err != nil:
 		return Snapshot{}, err
+	}
+	prefix, err := place(ctx, dir)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if prefix == "" {
+		return Take(ctx, dir, scratch)
 	}
 	if _, err := git(ctx, dir, nil, "check-ignore", "--quiet", "."); err == nil {
 		return takeLoose(ctx, dir, scratch) // the greater repository has nothing to say about it
@@ -37,13 +45,13 @@ func TakeFolder(ctx context.Context, dir, scratch string) (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	prefix, err := git(ctx, dir, nil, "rev-parse", "--show-prefix")
-	if err != nil {
-		return Snapshot{}, fmt.Errorf("find the place of %s in its repository: %w", dir, err)
-	}
 	tree, err := git(ctx, r.top, env, "write-tree", "--prefix="+prefix)
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("store the folder %s: %w", dir, err)
+	}
+	if head != "" {
+		was, err := git(ctx, r.top, env, "rev-parse", "--verify", "--quiet", head+":"+strings.TrimSuffix(prefix, "/"))
+		s.Dirty = err != nil || was != tree
 	}
 	return s, s.root(ctx, env, tree)
 }
@@ -54,13 +62,13 @@ func ResolveFolder(ctx context.Context, dir, ref, scratch string) (Snapshot, err
 	if err != nil {
 		return Snapshot{}, err
 	}
+	prefix, err := place(ctx, dir)
+	if err != nil || prefix == "" {
+		return of, err
+	}
 	r, err := find(ctx, dir)
 	if err != nil {
 		return Snapshot{}, err
-	}
-	prefix, err := git(ctx, dir, nil, "rev-parse", "--show-prefix")
-	if err != nil {
-		return Snapshot{}, fmt.Errorf("find the place of %s in its repository: %w", dir, err)
 	}
 	tree, err := git(ctx, r.top, nil, "rev-parse", "--verify", "--quiet", of.SHA+":"+strings.TrimSuffix(prefix, "/"))
 	if err != nil {
@@ -76,8 +84,16 @@ func ResolveFolder(ctx context.Context, dir, ref, scratch string) (Snapshot, err
 	if err := s.root(ctx, nil, tree); err != nil {
 		return Snapshot{}, err
 	}
-	s.Dirty = false
 	return s, nil
+}
+
+// place is the path of a folder in its repository, with a slash at the end; empty for the root.
+func place(ctx context.Context, dir string) (string, error) {
+	prefix, err := git(ctx, dir, nil, "rev-parse", "--show-prefix")
+	if err != nil {
+		return "", fmt.Errorf("find the place of %s in its repository: %w", dir, err)
+	}
+	return prefix, nil
 }
 
 // takeLoose commits a folder that is in no repository.
@@ -110,7 +126,7 @@ func newRepository(ctx context.Context, dir, scratch string) (Snapshot, error) {
 	if _, err := git(ctx, scratch, nil, "init", "--quiet", "--bare", "--template=", "--initial-branch="+DefaultRef, repo); err != nil {
 		return Snapshot{}, fmt.Errorf("make a repository for %s: %w", top, err)
 	}
-	return Snapshot{RepoDir: repo, Ref: DefaultRef, DefaultBranch: DefaultRef, Top: top, Dirty: true}, nil
+	return Snapshot{RepoDir: repo, Ref: DefaultRef, DefaultBranch: DefaultRef, Top: top}, nil
 }
 
 // borrow lets a repository read the objects of another one.

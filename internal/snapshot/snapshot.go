@@ -30,7 +30,7 @@ type Snapshot struct {
 	UserName, UserEmail string
 	// Top is the root of the working tree.
 	Top string
-	// Dirty: the commit differs from the one that is checked out.
+	// Dirty: what was taken differs from the commit that is checked out.
 	Dirty bool
 }
 

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/switchyard-ci/switchyard/gitlab/ciconfig"
+	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
+	"github.com/switchyard-ci/switchyard/internal/liveview"
+	"github.com/switchyard-ci/switchyard/internal/localfleet"
+	"github.com/switchyard-ci/switchyard/internal/snapshot"
+)
+
+type runCmd struct {
+	Names []string `arg:"" optional:"" name:"job" help:"Run these jobs and what they need, not the whole pipeline. A manual job runs if it is named."`
+
+	Dir      string        `short:"C" type:"path" default:"." placeholder:"DIR" help:"The project's folder; it need not be a git repository. A folder with a .gitlab-ci.yml is a project of its own."`
+	Ref      string        `placeholder:"REF" help:"Run this branch, tag or commit instead of the working tree."`
+	List     bool          `short:"l" help:"List the pipeline's jobs and run none."`
+	Variable []string      `short:"v" sep:"none" placeholder:"KEY=VALUE" help:"A variable for all jobs; KEY alone takes it from the environment. May be repeated."`
+	Slots    int           `name:"jobs" short:"j" placeholder:"N" help:"How many jobs may run at once (the number of CPUs)."`
+	File     string        `placeholder:"FILE" help:"The configuration, instead of .gitlab-ci.yml."`
+	Source   string        `enum:"push,web,schedule,api,trigger,pipeline,merge_request_event" default:"push" help:"What CI_PIPELINE_SOURCE says (${enum})."`
+	Timeout  time.Duration `placeholder:"DURATION" help:"Cancel the pipeline when it has taken so long."`
+	Output   string        `short:"o" enum:"text,json" default:"text" help:"json prints the result, or the list, as JSON; progress goes to stderr then."`
+	Plain    bool          `help:"Print the jobs' output line by line also on a terminal."`
+	Color    string        `enum:"auto,always,never" default:"auto" help:"auto, always or never."`
+}
+
+// Help is shown by --help.
+func (runCmd) Help() string {
+	return `The working tree is run as it is: changes and files that git does not track yet included, ignored ones not. It goes
+through the same control plane, sessions and agent as in a fleet, all of them inside this command. The repository is only
+read, and nothing is left behind.
+
+  switchyard run                    the whole pipeline
+  switchyard run --list             what there is
+  switchyard run test lint          two jobs and what they need
+  switchyard run -v RACE=1 test     with a variable
+  switchyard run --ref v1.2.0       another commit
+
+Jobs run on this host, as you, with your environment: run only what you trust. Manual jobs are left out unless they are
+named, tags are not asked for.
+
+Ctrl-C cancels the pipeline: jobs that run still do their after_script. A second one kills them.
+
+Exit codes: 0 the pipeline passed (or waits for a manual job), 1 it failed, 2 the command line or the configuration is
+wrong, 130 it was canceled.`
+}
+
+func (c *runCmd) Run(ctx context.Context, std streams) error {
+	variables, err := c.variables(os.LookupEnv)
+	if err != nil {
+		return usageError(err)
+	}
+	if c.Slots < 0 {
+		return usageError(fmt.Errorf("--jobs is %d: it must be 1 or more", c.Slots))
+	}
+	if c.Slots == 0 {
+		c.Slots = runtime.GOMAXPROCS(0)
+	}
+	scratch, err := os.MkdirTemp("", "switchyard-run-")
+	if err != nil {
+		return fmt.Errorf("make a folder for what is needed meanwhile: %w", err)
+	}
+	if c.List {
+		err = c.list(ctx, std, scratch, variables)
+	} else {
+		err = c.run(ctx, std, scratch, variables)
+	}
+	return errors.Join(err, os.RemoveAll(scratch))
+}
+
+// run runs the pipeline.
+func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables []ciconfig.Variable) error {
+	steering := newSteering()
+	defer steering.stop()
+	fleet, project, err := c.start(ctx, scratch)
+	if err != nil {
+		return err
+	}
+	end := func(err error) error { return errors.Join(err, fleet.Close()) }
+	p, err := project.create(ctx, fleet.GitLab(), c, variables)
+	if err != nil {
+		return end(err)
+	}
+	if err := fleet.GitLab().SetTags(fleet.Runners()[0].ID, tagsOf(p)); err != nil {
+		return end(fmt.Errorf("let the runner take jobs with all tags: %w", err))
+	}
+	screen := c.screen(std, project.title(p, c.Source), steering.nobodyReads)
+	screen.begin(ctx, p, c.Slots)
+	p, err = c.follow(context.WithoutCancel(ctx), fleet, p, screen, steering)
+	if err != nil {
+		screen.abandon()
+		return end(err)
+	}
+	if err := screen.finish(p); err != nil {
+		return end(fmt.Errorf("show the result: %w", err))
+	}
+	if c.Output == "json" {
+		if err := printResult(std.out, project, p); err != nil {
+			return end(err)
+		}
+	}
+	return end(steering.verdict(p))
+}
+
+// start starts a fleet and, at the same time, looks at the project.
+func (c *runCmd) start(ctx context.Context, scratch string) (*localfleet.Fleet, *project, error) {
+	binary, err := findJobBinary()
+	if err != nil {
+		return nil, nil, err
+	}
+	var fleet *localfleet.Fleet
+	var found *project
+	var both errgroup.Group
+	both.Go(func() (err error) {
+		fleet, err = localfleet.Start(ctx, localfleet.Options{
+			Dir: scratch, Slots: c.Slots, JobBinary: binary, Environ: snapshot.Environ(os.Environ()),
+			StopAfter: stopAfter, LostAfter: lostAfter, TracePace: tracePace,
+		})
+		return err
+	})
+	both.Go(func() (err error) {
+		found, err = findProject(ctx, c, filepath.Join(scratch, "project"))
+		return err
+	})
+	if err := both.Wait(); err != nil {
+		if fleet != nil {
+			err = errors.Join(err, fleet.Close())
+		}
+		if ctx.Err() != nil {
+			return nil, nil, &exitError{Code: exitInterrupted}
+		}
+		return nil, nil, err
+	}
+	return fleet, found, nil
+}
+
+const (
+	// stopAfter is when jobs stop by themselves if this command is killed, lostAfter when they count as lost.
+	stopAfter = 10 * time.Minute
+	lostAfter = 12 * time.Minute
+	// tracePace is how long output waits at most until it is shown.
+	tracePace = 50 * time.Millisecond
+	// exitInterrupted is the exit code after Ctrl-C.
+	exitInterrupted = 130
+	// newest is how much of the end of a trace a live view needs, in bytes.
+	newest = 64 << 10
+)
+
+// follow shows the pipeline to its end.
+func (c *runCmd) follow(ctx context.Context, fleet *localfleet.Fleet, p coordinator.Pipeline, s *screen, steering *steering) (coordinator.Pipeline, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	steered := make(chan struct{})
+	go func() {
+		defer close(steered)
+		if err := steering.run(ctx, fleet, p.ID, c.Timeout, s.say); err != nil {
+			cancel(err)
+		}
+	}()
+	p, err := liveview.Follow(ctx, fleet.GitLab(), p.ID, s.view, s.options)
+	cancel(nil)
+	<-steered
+	if err != nil {
+		return p, fmt.Errorf("the pipeline could not be followed to its end: %w", causeOf(ctx, err))
+	}
+	return p, nil
+}
+
+// causeOf is why a context ended, if that is why err is.
+func causeOf(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(err, context.Canceled) && cause != nil {
+		return cause
+	}
+	return err
+}
+
+// tagsOf are the tags of all jobs.
+func tagsOf(p coordinator.Pipeline) []string {
+	var tags []string
+	for _, j := range p.Jobs {
+		tags = append(tags, j.Tags...)
+	}
+	slices.Sort(tags)
+	return slices.Compact(tags)
+}
+
+// variables reads --variable.
+func (c *runCmd) variables(lookup func(string) (string, bool)) ([]ciconfig.Variable, error) {
+	var list []ciconfig.Variable
+	for _, v := range c.Variable {
+		key, value, given := strings.Cut(v, "=")
+		if !validKey(key) {
+			return nil, fmt.Errorf("--variable %q: a variable's name has letters, digits and _, as in KEY=VALUE", key)
+		}
+		if !given {
+			if value, given = lookup(key); !given {
+				return nil, fmt.Errorf("--variable %s: there is no such variable in the environment; give it a value with %[1]s=VALUE", key)
+			}
+		}
+		list = append(list, ciconfig.Variable{Key: key, Value: value})
+	}
+	return list, nil
+}
+
+// validKey says whether GitLab takes a name for a variable.
+func validKey(key string) bool {
+	return key != "" && len(key) <= 255 && strings.Trim(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_") == ""
+}
+
+// findJobBinary returns the absolute path of switchyard-job: beside this program, or in PATH.
+func findJobBinary() (string, error) {
+	const name = "switchyard-job"
+	beside := name
+	if self, err := os.Executable(); err == nil {
+		if real, err := filepath.EvalSymlinks(self); err == nil {
+			self = real
+		}
+		beside = filepath.Join(filepath.Dir(self), name)
+		if path, err := exec.LookPath(beside); err == nil {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%s, which runs the jobs, is neither at %s nor in PATH: put it beside switchyard (make build does)", name, beside)
+	}
+	return filepath.Abs(path)
+}
