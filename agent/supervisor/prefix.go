@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/internal/buildinfo"
 )
 
@@ -107,9 +108,9 @@ func (p *prefix) put(b []byte) {
 }
 
 // lastWords is what stands at the end of a trace whose job the agent ended.
-func lastWords(reason, message string) string {
+func lastWords(reason runnerapi.FailureReason, message string) string {
 	kind := ""
-	if reason != "job_canceled" {
+	if reason == runnerapi.ReasonRunnerSystem {
 		kind = " (system failure)"
 	}
 	return red + "ERROR: Job failed" + kind + ": " + strings.ToValidUTF8(message, "�") + normal + "\n"

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -105,13 +106,13 @@ func (w *work) fail(reason runnerapi.FailureReason, message string) {
 	w.log.Warn("the job failed", "reason", reason, "message", message)
 	now := time.Now()
 	o := outcome{
-		State: runnerapi.StateFailed, FailureReason: cut(string(reason), maxReason), Message: cut(message, maxMessage),
+		State: runnerapi.StateFailed, FailureReason: cut(string(reason.KnownTo(w.reasons())), maxReason), Message: cut(message, maxMessage),
 		StartedAt: now.UnixMilli(), FinishedAt: now.UnixMilli(),
 	}
 	if s, err := w.folder.Started(); err == nil && !s.At.IsZero() {
 		o.StartedAt = s.At.UnixMilli()
 	}
-	err := w.appendSuffix(lastWords(string(reason), o.Message))
+	err := w.appendSuffix(lastWords(reason, o.Message))
 	if err == nil {
 		o.TraceLength, o.TraceCRC32, err = w.checksum()
 	}
@@ -127,6 +128,20 @@ func (w *work) fail(reason runnerapi.FailureReason, message string) {
 	w.finish(o.proto())
 }
 
+// reasons are the failure reasons that the job's GitLab knows.
+func (w *work) reasons() []runnerapi.FailureReason {
+	if w.supported != nil {
+		return w.supported
+	}
+	var job struct {
+		Features runnerapi.JobFeatures `json:"features"`
+	}
+	if payload, err := w.folder.Payload(); err != nil || json.Unmarshal(payload, &job) != nil {
+		return nil
+	}
+	return job.Features.FailureReasons
+}
+
 func (o outcome) proto() *fleetv1.Result {
 	return &fleetv1.Result{
 		State: o.State, FailureReason: o.FailureReason, Message: o.Message, TraceLength: o.TraceLength, TraceCrc32: o.TraceCRC32,
@@ -137,7 +152,7 @@ func (o outcome) proto() *fleetv1.Result {
 // failWithoutFolder ends a job for which nothing can be written to the disk: its trace is in memory.
 func (w *work) failWithoutFolder(message string) {
 	w.log.Error("the job failed", "message", message)
-	text := []byte(lastWords(string(runnerapi.ReasonRunnerSystem), message))
+	text := []byte(lastWords(runnerapi.ReasonRunnerSystem, message))
 	w.config.Traces.Add(w.Intent.Ref(), bytes.NewReader(text))
 	now := timestamppb.Now()
 	w.finish(&fleetv1.Result{

@@ -30,7 +30,8 @@ type work struct {
 	trace  *folder.Trace
 	env    executors.Environment
 
-	intent       Intent // with what Launch added
+	intent       Intent                    // with what Launch added
+	supported    []runnerapi.FailureReason // by the job's GitLab, as far as is known
 	prefixLength int64
 }
 
@@ -129,6 +130,7 @@ func (w *work) fresh() {
 			err = fmt.Errorf("read the job's payload: %w", err)
 		}
 	}
+	w.supported = job.Features.FailureReasons
 	version, revision := versions()
 	p.begin(w.Intent, version, revision, job.Features.TraceSections)
 	if err == nil {

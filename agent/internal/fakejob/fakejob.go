@@ -68,7 +68,9 @@ func New(t testing.TB) *Executor {
 // to graceful cancels), "numb" (deaf to all orders), "after FILE" (waits until the file is there), "exit N", "die".
 func Payload(job int64, commands ...string) []byte {
 	b, err := json.Marshal(runnerapi.Job{
-		ID: job, Steps: []runnerapi.Step{{Name: "script", Script: commands}}, Features: runnerapi.JobFeatures{TraceSections: true},
+		ID: job, Steps: []runnerapi.Step{{Name: "script", Script: commands}}, Features: runnerapi.JobFeatures{
+			TraceSections: true, FailureReasons: []runnerapi.FailureReason{runnerapi.ReasonCanceled, runnerapi.ReasonImagePull},
+		},
 	})
 	if err != nil {
 		panic(err)
