@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/switchyard-ci/switchyard/agent"
 	"github.com/switchyard-ci/switchyard/agent/internal/fakefleet"
@@ -22,8 +21,6 @@ import (
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 	"github.com/switchyard-ci/switchyard/internal/jointoken"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
 	period   = 200 * time.Millisecond
