@@ -71,6 +71,7 @@ type Job struct {
 	projectDir, tempDir string
 	timeout             time.Duration
 	leftOutTold         bool
+	tidy                bool // the temporary files are removed
 
 	ctx  context.Context
 	stop context.CancelCauseFunc
@@ -159,7 +160,7 @@ func (j *Job) renew(d time.Duration) {
 // Run runs the job to its end and returns how it ended, with the trace synced. It never fails: what goes wrong is a
 // result. It is called once.
 func (j *Job) Run() folder.Result {
-	result := folder.Result{StartedAt: time.Now()}
+	result := folder.Result{StartedAt: time.Now().UTC()}
 	masker, warnings, err := j.read()
 	w := trace.NewWriter(j.Trace, j.Spec.PrefixLength, j.Spec.PrefixCRC32, j.Spec.OutputLimit, j.Grown)
 	var end *failure
@@ -169,10 +170,10 @@ func (j *Job) Run() folder.Result {
 	} else {
 		j.out = out
 		end = j.execute(warnings, err)
-		w.Close()
 		if err := out.close(); err != nil {
 			j.Log.Warn("close the pipe for the job's output", "error", err)
 		}
+		w.Close()
 	}
 	j.stop(errEnded)
 	j.mu.Lock()
@@ -204,7 +205,7 @@ func (j *Job) Run() folder.Result {
 		}
 	}
 	result.TraceLength, result.TraceCRC32 = w.Length(), w.CRC32()
-	result.FinishedAt = time.Now()
+	result.FinishedAt = time.Now().UTC()
 	return result
 }
 

@@ -27,6 +27,9 @@ type output struct {
 	// stamped are nil unless lines are stamped.
 	runner, script *trace.Stamper
 	lines          []byte
+	// own is text of this program's own that is on its way to the trace: it goes there at the latest before a program is
+	// started or anything is waited for.
+	own []byte
 
 	read  *os.File // of the pipe
 	raw   syscall.RawConn
@@ -40,6 +43,7 @@ const (
 	leastRead = 32 << 10
 	mostRead  = 256 << 10
 	keptSaid  = 4 << 10
+	mostOwn   = 16 << 10
 )
 
 func newOutput(masker *masking.Masker, w *trace.Writer) (*output, error) {
@@ -70,12 +74,17 @@ func (o *output) stamp(now func() time.Time) {
 }
 
 func (o *output) close() error {
+	if o.runner != nil {
+		o.own = o.runner.Flush(o.own)
+	}
+	o.flush()
 	return errors.Join(o.read.Close(), o.write.Close())
 }
 
 // copyUntil passes on what programs say until end is closed, and then what they had said by then: a daemon that keeps the
 // pipe open holds nothing up.
 func (o *output) copyUntil(end <-chan struct{}) error {
+	o.flush()
 	woken := make(chan struct{})
 	go func() {
 		defer close(woken)
@@ -152,10 +161,24 @@ func (o *output) took(b []byte) {
 
 // print writes text of this program's own.
 func (o *output) print(text string) {
-	emit := func(b []byte) { o.pass(o.runner, b) }
-	o.masker.Flush(func(b []byte) { o.pass(o.script, b) })
-	o.masker.Write([]byte(text), emit)
-	o.masker.Flush(emit)
+	keep := func(b []byte) {
+		if o.runner != nil {
+			o.own = o.runner.Append(o.own, b)
+		} else {
+			o.own = append(o.own, b...)
+		}
+	}
+	o.masker.Write([]byte(text), keep)
+	o.masker.Flush(keep)
+	if len(o.own) > mostOwn {
+		o.flush()
+	}
+}
+
+// flush brings what was printed to the trace.
+func (o *output) flush() {
+	o.trace.Write(o.own)
+	o.own = o.own[:0]
 }
 
 func (o *output) pass(s *trace.Stamper, b []byte) {

@@ -76,6 +76,7 @@ func (j *Job) prepare(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, socketPatience)
 	defer cancel()
+	j.out.flush()
 	conn, err := serve.Dial(ctx, j.Spec.ScriptSocket, j.Spec.ScriptToken)
 	if err != nil {
 		return err
@@ -103,17 +104,27 @@ func (j *Job) cleanUp(ctx context.Context) error {
 	return j.removeTemporary()
 }
 
+// removeTemporary removes what must not outlive the job. It is done in the cleanup stage, or after all stages if it does not
+// come to that.
 func (j *Job) removeTemporary() error {
-	err := errors.Join(remove(path.Join(j.tempDir, environmentFile)), os.RemoveAll(path.Join(j.tempDir, "git-template")))
+	if j.vars == nil || j.tidy {
+		return nil
+	}
+	err := remove(path.Join(j.tempDir, environmentFile))
+	if s := j.settings.strategy; s == git.Fetch || s == git.Clone {
+		err = errors.Join(err, os.RemoveAll(path.Join(j.tempDir, "git-template")))
+	}
 	for _, v := range j.vars.Files() {
 		err = errors.Join(err, remove(j.vars.File(v.Key)))
 	}
+	j.tidy = err == nil
 	return err
 }
 
+// remove removes a file that may not exist.
 func remove(name string) error {
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if err := syscall.Unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
 	return nil
 }

@@ -79,10 +79,8 @@ func (j *Job) removeLeftovers() {
 			j.out.warn("Some of the job's processes could not be killed.")
 		}
 	}
-	if j.vars != nil {
-		if err := j.removeTemporary(); err != nil {
-			j.Log.Error("the job's temporary files were not all removed", "error", err)
-		}
+	if err := j.removeTemporary(); err != nil {
+		j.Log.Error("the job's temporary files were not all removed", "error", err)
 	}
 }
 
@@ -161,6 +159,7 @@ func (j *Job) getSources(ctx context.Context) error {
 		if j.settings.backOff {
 			wait := retryDelay(attempt)
 			j.out.info(fmt.Sprintf("Retrying in %v", wait.Round(time.Millisecond)))
+			j.out.flush()
 			t := time.NewTimer(wait)
 			select {
 			case <-t.C:

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,6 +25,8 @@ import (
 )
 
 func run(args []string) int {
+	// One thing happens at a time here; more processors only make threads wake each other.
+	runtime.GOMAXPROCS(1)
 	operand, _, err := parse(args, 1)
 	if err != nil {
 		return misused("run: " + err.Error())
@@ -62,7 +65,7 @@ func run(args []string) int {
 		return failed(err)
 	}
 	// The fence. From here on this is the job's only run, whatever happens; nothing of it has happened yet.
-	if err := f.WriteStarted(folder.Started{PID: os.Getpid(), BootID: bootID(), At: time.Now()}); err != nil {
+	if err := f.WriteStarted(folder.Started{PID: os.Getpid(), BootID: bootID(), At: time.Now().UTC()}); err != nil {
 		r.control.Close()
 		if errors.Is(err, fs.ErrExist) {
 			return exitStartedBefore
