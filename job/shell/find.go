@@ -23,7 +23,7 @@ type Shell struct {
 // that can be executed here. login makes bash a login shell. The error says what was looked for and where.
 func Find(wanted []string, login bool, searchPath string) (Shell, error) {
 	for _, name := range wanted {
-		file := Look(name, searchPath)
+		file := Look(name, searchPath+":"+fallback)
 		if file == "" {
 			continue
 		}
@@ -37,7 +37,8 @@ func Find(wanted []string, login bool, searchPath string) (Shell, error) {
 		strings.Join(wanted, ", "), searchPath, fallback)
 }
 
-// Look returns the file that the command name stands for, or nothing.
+// Look returns the file that the command name stands for in a search path, or nothing. Relative parts of the path are
+// passed over.
 func Look(name, searchPath string) string {
 	if strings.Contains(name, "/") {
 		if executable(name) {
@@ -45,7 +46,7 @@ func Look(name, searchPath string) string {
 		}
 		return ""
 	}
-	for _, dir := range append(filepath.SplitList(searchPath), filepath.SplitList(fallback)...) {
+	for _, dir := range filepath.SplitList(searchPath) {
 		if file := filepath.Join(dir, name); filepath.IsAbs(dir) && executable(file) {
 			return file
 		}
