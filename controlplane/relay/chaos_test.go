@@ -137,7 +137,7 @@ func chaos(t *testing.T, rng *rand.Rand) {
 		case roll < 68:
 			a.reconnect(b.r.Progress(a.job, 1))
 		case roll < 98:
-			time.Sleep(time.Duration(rng.IntN(500)) * time.Millisecond)
+			pass(time.Duration(rng.IntN(500)) * time.Millisecond)
 		case roll == 98 && trouble:
 			b.restart()
 			for _, a := range agents {

@@ -38,6 +38,7 @@ type job struct {
 
 	told   int64 // Limit that the agent was last told of
 	refill int64 // at this length it is told of a new one
+	sent   int64 // the end of its last bytes
 	gap    bool  // bytes were not taken, and the agent has not gone back to fitting ones since
 	over   bool  // more than capacity was sent
 	// refused: the last bytes could not be written.
@@ -65,35 +66,48 @@ func (r *Relay) Open(id, epoch int64, t Target) (Progress, error) {
 		return Progress{}, fmt.Errorf("open job %d: %w", id, err)
 	}
 	for {
-		r.mu.Lock()
-		if r.closed {
-			r.mu.Unlock()
-			return Progress{}, ErrClosed
+		j, fresh, err := r.enter(id, epoch, t)
+		if err != nil {
+			return Progress{}, err
 		}
-		old := r.jobs[id]
-		if old == nil {
-			j := &job{r: r, lane: r.lane(t.Instance), id: id, epoch: epoch, to: t}
-			j.io.Lock()
-			defer j.io.Unlock()
-			j.mu.Lock()
-			defer j.mu.Unlock()
-			r.jobs[id] = j
-			r.mu.Unlock()
-			if err := j.begin(); err != nil {
-				j.closed = true
-				r.drop(j)
-				return Progress{}, fmt.Errorf("open job %d: %w", id, err)
-			}
-			return j.progress(Continue), nil
+		if fresh {
+			return j.begin()
 		}
-		r.mu.Unlock()
-
-		p, isOpen, err := old.again(epoch)
+		p, isOpen, err := j.again(epoch)
 		if isOpen || err != nil {
 			return p, err
 		}
 		r.Forget(id)
 	}
+}
+
+// enter returns the job with this id. One that was made for the purpose is locked; begin unlocks it.
+func (r *Relay) enter(id, epoch int64, t Target) (j *job, fresh bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, false, ErrClosed
+	}
+	if j := r.jobs[id]; j != nil {
+		return j, false, nil
+	}
+	j = &job{r: r, lane: r.lane(t.Instance), id: id, epoch: epoch, to: t}
+	j.io.Lock()
+	j.mu.Lock()
+	r.jobs[id] = j
+	return j, true, nil
+}
+
+// begin opens a fresh job.
+func (j *job) begin() (Progress, error) {
+	defer j.io.Unlock()
+	defer j.mu.Unlock()
+	if err := j.find(); err != nil {
+		j.closed = true
+		j.r.drop(j)
+		return Progress{}, fmt.Errorf("open job %d: %w", j.id, err)
+	}
+	return j.progress(Continue), nil
 }
 
 // again answers an Open of an open job; isOpen is false if the job must be forgotten first.
@@ -118,8 +132,8 @@ func (r *Relay) drop(j *job) {
 	}
 }
 
-// begin finds what is there of the job; io and mu must be held.
-func (j *job) begin() error {
+// find looks what is there of the job; io and mu must be held.
+func (j *job) find() error {
 	limit := j.to.OutputLimit
 	resumed := false
 	if k, ok := j.r.spool.Find(j.id); ok {

@@ -68,10 +68,11 @@ func (j *job) admit(offset int64, data []byte) (rest []byte, p Progress, write b
 		return nil, j.tell(j.verdict()), false
 	}
 	j.gap = false
-	if skip > 0 {
+	if offset < j.sent {
 		// The agent went back and may have forgotten how far it may go.
-		j.refill = 0
+		j.told, j.refill = 0, 0
 	}
+	j.sent = offset + int64(len(data))
 	if skip >= int64(len(data)) {
 		return nil, j.mention(Continue), false
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,6 +40,10 @@ func TestBytesArriveInAnyOverlapButWithoutAGap(t *testing.T) {
 		require.EqualValues(t, 10, b.append(1, 6, "6789").Written)
 		require.True(t, b.append(1, 11, "x").Tell, "another gap")
 		require.EqualValues(t, 10, b.append(1, 10, "").Written)
+		p = b.append(1, 8, "89")
+		require.True(t, p.Tell, "an agent that went back hears how far it may go")
+		require.EqualValues(t, 10+4<<20, p.Limit)
+		require.False(t, b.append(1, 10, "").Tell, "once")
 		b.append(1, -1, "never")
 
 		require.Equal(t, Stop, b.r.Append(1, 2, 10, []byte("x")).Verdict, "another epoch")
@@ -53,29 +58,51 @@ func TestBytesArriveInAnyOverlapButWithoutAGap(t *testing.T) {
 func TestReceivedMeansSynced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
-		b.gitlab.fault = func(ctx context.Context, _ call) *answer { <-ctx.Done(); return nil } // GitLab is silent
+		speak := make(chan struct{})
+		b.gitlab.fault = func(context.Context, call) *answer { <-speak; return nil }
 		b.open(1)
 		require.Zero(t, b.append(1, 0, "hello").Received)
-		time.Sleep(900 * time.Millisecond)
+		pass(900 * time.Millisecond)
 		require.Zero(t, b.append(1, 5, " world").Received)
-		time.Sleep(99 * time.Millisecond)
+		pass(99 * time.Millisecond)
 		require.Zero(t, b.events.events(1))
-		time.Sleep(time.Millisecond)
+		pass(time.Millisecond)
 		synctest.Wait()
 		require.EqualValues(t, 11, b.events.last(1).Received, "in groups, a second after the first byte")
 		require.EqualValues(t, 11, b.r.Progress(1, 1).Received)
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		require.Equal(t, 1, b.events.events(1), "once")
 
 		b.append(1, 11, "\n")
 		b.finish(1, []byte("hello world\n"))
 		require.False(t, b.events.last(1).Complete)
-		time.Sleep(finishSync)
+		pass(finishSync)
 		synctest.Wait()
 		p := b.events.last(1)
 		require.EqualValues(t, 12, p.Received)
 		require.True(t, p.Complete, "the result can be acknowledged")
 		require.False(t, b.events.ended(1))
+		close(speak)
+		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
+		require.Equal(t, 2, b.events.events(1), "that is said once")
+	})
+}
+
+func TestASyncFromBeforeARewindSaysNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.open(1)
+		b.append(1, 0, "hello")
+		j := b.r.jobs[1]
+		before := j.sync()
+		require.NoError(t, b.r.Finish(1, 1, store.Result{State: "failed", TraceLength: 5, TraceCRC32: 1}))
+		b.append(1, 0, "hell")
+		n := b.events.events(1)
+		j.synchronized(before)
+		require.Zero(t, b.r.Progress(1, 1).Received)
+		require.Equal(t, n, b.events.events(1))
+		j.synchronized(j.sync())
+		require.EqualValues(t, 4, b.r.Progress(1, 1).Received)
 	})
 }
 
@@ -84,7 +111,7 @@ func TestABytesWayToGitLabSavesItsWayToTheDisk(t *testing.T) {
 		b := newBench(t)
 		b.gitlab.fault = func(_ context.Context, c call) *answer {
 			if c.state != "" {
-				time.Sleep(time.Minute / 2) // GitLab has the trace, and ponders on the result
+				pass(time.Minute / 2) // GitLab has the trace, and ponders on the result
 			}
 			return nil
 		}
@@ -162,7 +189,7 @@ func TestAResultWaitsForTheBytes(t *testing.T) {
 		b.append(1, 0, "first ")
 		b.finish(1, []byte("first second"))
 		b.finish(1, []byte("another result")) // does nothing
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		require.False(t, b.events.ended(1))
 		require.Greater(t, len(b.gitlab.list(1)), 100, "the job is kept alive")
 		require.Equal(t, Continue, b.append(1, 6, "second").Verdict)
@@ -193,9 +220,9 @@ func TestATraceWithAnotherCRCIsAskedForAgainOnce(t *testing.T) {
 			b := begin(t)
 			require.Zero(t, b.append(1, 3, "was under way").Written)
 			b.append(1, 0, good[:4])
-			time.Sleep(4 * time.Minute)
+			pass(4 * time.Minute)
 			b.append(1, 4, good[4:8])
-			time.Sleep(4 * time.Minute)
+			pass(4 * time.Minute)
 			b.append(1, 8, good[8:])
 			require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
 			b.gitlab.requireTrace(t, 1, []byte(good))
@@ -286,7 +313,7 @@ func TestAJobWhoseAgentIsLost(t *testing.T) {
 				b.open(1)
 				b.append(1, 0, "building")
 				require.NoError(t, b.r.Finish(1, 1, res))
-				time.Sleep(time.Minute)
+				pass(time.Minute)
 				b.restart()
 			}
 			b.gitlab.set(func() { b.gitlab.fault = nil })
@@ -315,6 +342,7 @@ func TestAFullSpoolPausesAndLosesNothing(t *testing.T) {
 		b := newBench(t, func(o *Options) { o.MaxBytes = 1000 })
 		b.open(1)
 		b.open(2)
+		b.open(3)
 		first, second := pattern(900), pattern(500)
 		b.r.Append(1, 1, 0, first)
 		require.NoError(t, b.r.Err())
@@ -332,13 +360,14 @@ func TestAFullSpoolPausesAndLosesNothing(t *testing.T) {
 
 		b.finish(1, first)
 		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1), "reporting goes on")
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		require.Zero(t, b.events.events(2))
 
 		begin := time.Now()
 		b.r.Forget(1)
 		synctest.Wait()
 		require.Equal(t, begin, time.Now(), "at once")
+		require.Zero(t, b.events.events(3), "it has not waited")
 		p = b.events.last(2)
 		require.Equal(t, Resend, p.Verdict)
 		require.Zero(t, p.Received)
@@ -377,6 +406,24 @@ func TestAFullSpoolLetsFinishedJobsThrough(t *testing.T) {
 	})
 }
 
+func TestADiskThatIsFullForFinishedJobsToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, func(o *Options) { o.MinFree = math.MaxInt64 / 2 })
+		require.ErrorContains(t, b.r.Err(), "bytes left")
+		b.open(1)
+		require.Zero(t, b.append(1, 0, "hello").Limit)
+		b.finish(1, []byte("hello"))
+		require.Equal(t, Resend, b.events.last(1).Verdict)
+		p := b.append(1, 0, "hello")
+		require.Equal(t, Continue, p.Verdict)
+		require.Zero(t, p.Limit)
+		require.Zero(t, p.Written)
+		require.NoError(t, b.r.Fail(1, 1, store.Result{State: "failed"}, "not even this"))
+		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
+		b.gitlab.requireTrace(t, 1, nil)
+	})
+}
+
 func TestAFullDiskIsLookedAtAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
@@ -391,14 +438,14 @@ func TestAFullDiskIsLookedAtAgain(t *testing.T) {
 		require.EqualValues(t, 6, p.Written)
 		require.EqualValues(t, 6, p.Limit)
 		require.Error(t, b.r.Err())
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		require.NoError(t, b.r.Err())
 		require.Equal(t, Resend, b.events.last(1).Verdict)
 		n := b.events.events(1)
 		p = b.append(1, 6, "world\n")
 		require.Error(t, b.r.Err(), "and again")
 		require.EqualValues(t, 6, p.Limit)
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		require.Greater(t, b.events.events(1), n)
 	})
 }
@@ -427,7 +474,7 @@ func TestARestartGoesOnWhereItWas(t *testing.T) {
 		trace := pattern(3 << 20)
 		b.open(1)
 		b.r.Append(1, 1, 0, trace[:2<<20])
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		b.restart()
 		before := len(b.gitlab.list(1))
 		p := b.open(1)
@@ -453,12 +500,12 @@ func TestARestartAfterALossOfPower(t *testing.T) {
 		trace := pattern(1000)
 		b.open(1)
 		b.r.Append(1, 1, 0, trace)
-		time.Sleep(10 * time.Second) // GitLab has all of it
+		pass(10 * time.Second) // GitLab has all of it
 		require.NoError(t, b.r.Close(t.Context()))
 		require.NoError(t, os.Truncate(filepath.Join(b.dir, b.files()[0]), 300))
 		b.start()
 		require.EqualValues(t, 300, b.open(1).Received)
-		time.Sleep(10 * time.Second)
+		pass(10 * time.Second)
 		b.finish(1, trace)
 		b.r.Append(1, 1, 300, trace[300:])
 		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))

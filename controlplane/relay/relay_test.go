@@ -354,6 +354,9 @@ func (b *bench) files() []string {
 	return list
 }
 
+// pass lets virtual time pass.
+func pass(d time.Duration) { <-time.After(d) }
+
 // pattern is n bytes that differ from place to place.
 func pattern(n int) []byte {
 	b := make([]byte, n)

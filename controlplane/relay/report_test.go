@@ -76,7 +76,7 @@ func TestGitLabsIntervalIsObeyedThroughoutAJob(t *testing.T) {
 			line := "line " + time.Duration(i).String() + "\n"
 			b.append(1, int64(len(trace)), line)
 			trace = append(trace, line...)
-			time.Sleep(time.Second)
+			pass(time.Second)
 		}
 		calls := b.gitlab.list(1)
 		require.InDelta(t, 10, len(calls), 1)
@@ -96,7 +96,7 @@ func TestASilentJobIsKeptAliveWhileItsAgentIsAway(t *testing.T) {
 		b := newBench(t)
 		b.open(1)
 		b.append(1, 0, "hello\n")
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		calls := b.gitlab.list(1)
 		require.Len(t, calls, 20)
 		for _, c := range calls[1:] {
@@ -112,9 +112,9 @@ func TestGitLabAsksForACancel(t *testing.T) {
 		b.gitlab.interval = time.Minute
 		b.open(1)
 		b.append(1, 0, "hello\n")
-		time.Sleep(time.Second)
+		pass(time.Second)
 		b.gitlab.set(func() { b.gitlab.job(1).status = runnerapi.StateCanceling })
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		require.Equal(t, []string{StatusCanceling}, b.events.status(1))
 		b.append(1, 6, "after_script\n")
 		b.finish(1, []byte("hello\nafter_script\n"))
@@ -138,13 +138,13 @@ func TestGitLabWantsNothingMore(t *testing.T) {
 				b.gitlab.fault = func(context.Context, call) *answer { return code(c.code, c.status) }
 				b.open(1)
 				require.Equal(t, Continue, b.append(1, 0, "hello").Verdict)
-				time.Sleep(time.Second)
+				pass(time.Second)
 				require.Equal(t, []string{StatusGone}, b.events.status(1))
 				require.False(t, b.events.ended(1), "the owner ends the job")
 				p := b.append(1, 5, "more")
 				require.Equal(t, Stop, p.Verdict)
 				require.EqualValues(t, 5, p.Written)
-				time.Sleep(time.Hour)
+				pass(time.Hour)
 				require.Len(t, b.gitlab.list(1), 1, "GitLab is left alone")
 
 				// The agent's result speaks of bytes that nobody waits for any more.
@@ -180,7 +180,7 @@ func TestAGitLabThatIsAwayGetsEverythingLater(t *testing.T) {
 			b.r.Append(id, 1, 0, traces[i])
 			b.finish(id, traces[i])
 		}
-		time.Sleep(26 * time.Hour)
+		pass(26 * time.Hour)
 		require.False(t, b.events.ended(1))
 		b.gitlab.set(func() { b.gitlab.fault = nil })
 		for i, trace := range traces {
@@ -236,7 +236,7 @@ func TestALongTraceGoesInPieces(t *testing.T) {
 func TestOneLongTraceDelaysNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, func(o *Options) { o.Concurrency = 1 })
-		b.gitlab.fault = func(context.Context, call) *answer { time.Sleep(100 * time.Millisecond); return nil }
+		b.gitlab.fault = func(context.Context, call) *answer { pass(100 * time.Millisecond); return nil }
 		target := b.target(1)
 		target.OutputLimit = 64 << 20
 		_, err := b.r.Open(1, 1, target)
@@ -244,7 +244,7 @@ func TestOneLongTraceDelaysNobody(t *testing.T) {
 		trace := pattern(50 << 20)
 		b.r.Append(1, 1, 0, trace)
 		b.finish(1, trace)
-		time.Sleep(50 * time.Millisecond) // the first piece is under way
+		pass(50 * time.Millisecond) // the first piece is under way
 		begin := time.Now()
 		for id := int64(2); id < 5; id++ {
 			b.open(id)
@@ -284,7 +284,7 @@ func TestASlowGitLabDelaysNoOther(t *testing.T) {
 		}
 		require.Equal(t, begin, time.Now())
 		require.LessOrEqual(t, b.gitlab.peak(), 3)
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		require.Equal(t, 3, slow.peak())
 		for id := int64(2); id <= jobs; id += 2 {
 			require.NotEmpty(t, slow.list(id), "each has its turn")
@@ -303,13 +303,13 @@ func TestForgetCutsARequestOff(t *testing.T) {
 		}
 		b.open(1)
 		b.append(1, 0, "hi\n")
-		time.Sleep(time.Second)
+		pass(time.Second)
 		begin := time.Now()
 		b.r.Forget(1)
 		synctest.Wait()
 		require.ErrorIs(t, cut, context.Canceled)
 		require.Equal(t, begin, time.Now())
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		require.Len(t, b.gitlab.list(1), 1)
 		require.False(t, b.events.ended(1))
 	})
@@ -338,7 +338,7 @@ func TestCloseAwaitsRequestsAsLongAsItMay(t *testing.T) {
 				}
 				b.open(1)
 				b.append(1, 0, "hi\n")
-				time.Sleep(time.Second) // three quarters of it after the request
+				pass(time.Second) // three quarters of it after the request
 				begin := time.Now()
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()

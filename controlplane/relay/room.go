@@ -8,9 +8,9 @@ import (
 const (
 	// How long a full spool waits before it looks for room again. Nothing tells when a disk has room; what the relay itself
 	// makes free is seen at once.
-	roomMin = time.Second
-	roomMax = 30 * time.Second
-	// roomCalm is how long it must have had room for the wait to begin at roomMin again.
+	roomFirst = time.Second
+	roomMost  = 30 * time.Second
+	// roomCalm is how long it must have had room for the wait to begin at roomFirst again.
 	roomCalm = time.Minute
 )
 
@@ -25,7 +25,7 @@ type room struct {
 	since   time.Time // when there was room again
 }
 
-func newRoom(r *Relay) *room { return &room{r: r, wait: roomMin} }
+func newRoom(r *Relay) *room { return &room{r: r, wait: roomFirst} }
 
 // missing says that bytes were not taken.
 func (m *room) missing(why error) {
@@ -36,9 +36,9 @@ func (m *room) missing(why error) {
 	}
 	m.lacking = true
 	if time.Since(m.since) < roomCalm {
-		m.wait = min(2*m.wait, roomMax)
+		m.wait = min(2*m.wait, roomMost)
 	} else {
-		m.wait = roomMin
+		m.wait = roomFirst
 	}
 	m.r.log.Error("no bytes of traces are taken for want of room; agents keep them, reporting goes on", "error", why)
 	if m.timer == nil {
@@ -68,7 +68,7 @@ func (m *room) look() {
 		return
 	}
 	if m.r.spool.Look() != nil {
-		m.wait = min(2*m.wait, roomMax)
+		m.wait = min(2*m.wait, roomMost)
 		m.timer.Reset(m.wait)
 		m.mu.Unlock()
 		return
@@ -89,7 +89,6 @@ func (m *room) look() {
 // feed opens the window of a job whose agent waits for that.
 func (j *job) feed() {
 	j.mu.Lock()
-	j.refused = false
 	if j.closed || j.told > j.length && !j.gap {
 		j.mu.Unlock()
 		return

@@ -148,16 +148,18 @@ func (j *job) answered(a client.PatchResult, err error) {
 // explain logs what people should know; mu must be held.
 func (j *job) explain(a client.PatchResult, err error, news report.News) {
 	failures := j.report.Failures()
+	recovered := j.complains && failures == 0
+	fails := !j.complains && failures >= complainAfter
 	refused := j.report.Outcome() == report.Refused
-	if failures < complainAfter && !(failures == 0 && j.complains) && !refused && news == (report.News{}) {
+	if !recovered && !fails && !refused && news == (report.News{}) {
 		return
 	}
 	log := j.r.log.With("job", j.id, "gitlab", j.to.Instance, "gitlab_job", j.to.JobID, "code", a.Code)
 	switch {
-	case failures == 0 && j.complains:
+	case recovered:
 		j.complains = false
 		log.Info("GitLab takes the job's reports again")
-	case failures >= complainAfter && !j.complains:
+	case fails:
 		j.complains = true
 		log.Warn("GitLab does not take a job's reports; it is tried again", "error", err, "message", a.Message)
 	}

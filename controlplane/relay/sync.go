@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -70,14 +71,16 @@ func (s *syncer) run() {
 		select {
 		case <-s.wake:
 		case <-timer.C:
-			s.flush()
+			if err := s.flush(); err != nil {
+				s.r.log.Error("traces are not safe from a loss of power", "error", err)
+			}
 		case <-s.quit:
 			return
 		}
 	}
 }
 
-// close syncs what is left and returns the errors of that.
+// close syncs what is left.
 func (s *syncer) close() error {
 	close(s.quit)
 	<-s.done
@@ -98,15 +101,11 @@ func (s *syncer) flush() error {
 	marks := make([]mark, len(jobs))
 	each(len(jobs), syncsAtOnce, func(i int) { marks[i] = jobs[i].sync() })
 	err := s.r.spool.SyncNames()
-	if err != nil {
-		s.r.log.Error("traces are not safe from a loss of power", "error", err)
-	}
 	errs := []error{err}
 	for i, j := range jobs {
 		switch m := marks[i]; {
 		case m.err != nil:
-			errs = append(errs, m.err)
-			s.r.log.Error("a trace is not safe from a loss of power", "job", j.id, "error", m.err)
+			errs = append(errs, fmt.Errorf("job %d: %w", j.id, m.err))
 		case err == nil && m.ok:
 			j.synchronized(m)
 		}

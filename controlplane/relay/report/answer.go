@@ -164,9 +164,9 @@ func (r *Report) afterPut(now time.Time, req Action, a Answer) {
 // fail counts a failure and says when to try again.
 func (r *Report) fail(now time.Time, t *attempts, a Answer) {
 	t.failures++
-	wait := BackoffMax
+	wait := BackoffMost
 	if t.failures <= 6 {
-		wait = BackoffMin << (t.failures - 1)
+		wait = BackoffFirst << (t.failures - 1)
 	}
 	wait -= time.Duration(r.rand() * float64(wait) / 2)
 	if ra := min(a.RetryAfter, MaxInterval); ra > 0 {

@@ -18,7 +18,7 @@
 //	404               the same when it is said three times in a row: GitLab itself says 403, a proxy may say 404 at a
 //	                  bad moment
 //	no answer, 408, 429, 5xx
-//	                  tried again with growing, jittered waits of at most BackoffMax, without an end: a job that GitLab
+//	                  tried again with growing, jittered waits of at most BackoffMost, without an end: a job that GitLab
 //	                  dropped in the meantime is answered 403
 //	anything else (400, 409, …)
 //	                  tried again in the same way, but a result that was refused for RefusedFor is given up. GitLab drops
@@ -45,15 +45,15 @@ const (
 	Interval    = 3 * time.Second
 	MaxInterval = 15 * time.Minute
 
-	// A touch comes when nothing was acknowledged for the interval, but at least TouchMin and at most TouchMax.
-	TouchMin = 30 * time.Second
-	TouchMax = 5 * time.Minute
+	// A touch comes when nothing was acknowledged for the interval, but at least TouchSoonest and at most TouchLatest.
+	TouchSoonest = 30 * time.Second
+	TouchLatest  = 5 * time.Minute
 	// resumeSpread is the time over which the first requests after a restart are spread.
 	resumeSpread = 5 * time.Second
 
-	// BackoffMin and BackoffMax bound the wait after a failure, before jitter takes up to half of it away.
-	BackoffMin = time.Second
-	BackoffMax = time.Minute
+	// BackoffFirst and BackoffMost bound the wait after a failure, before jitter takes up to half of it away.
+	BackoffFirst = time.Second
+	BackoffMost  = time.Minute
 
 	RefusedFor = 2 * time.Hour
 	FlushFor   = time.Hour
@@ -157,7 +157,7 @@ func New(now time.Time, length int64, resumed bool, rand func() float64) *Report
 		spread := time.Duration(rand() * float64(resumeSpread))
 		r.probe = true
 		r.unsent = now.Add(-Gather)
-		r.ack = now.Add(spread - TouchMin)
+		r.ack = now.Add(spread - TouchSoonest)
 		r.patch.notBefore = now.Add(spread)
 	}
 	return r
@@ -268,9 +268,9 @@ func (r *Report) piece() int64 {
 
 func (r *Report) touchAfter() time.Duration {
 	if r.complete {
-		return TouchMin
+		return TouchSoonest
 	}
-	return min(max(r.interval, TouchMin), TouchMax)
+	return min(max(r.interval, TouchSoonest), TouchLatest)
 }
 
 func later(a, b time.Time) time.Time {

@@ -84,12 +84,12 @@ func TestTheIntervalIsObeyed(t *testing.T) {
 	s.expect(time.Minute, patch(20, 30))
 	s.answer(Answer{Code: 202, Interval: time.Hour})
 	s.write(40)
-	require.Equal(t, s.now.Add(TouchMax), s.r.Next(s.now).Until, "a sign of life comes before the longest interval ends")
-	s.expect(TouchMax, touch)
+	require.Equal(t, s.now.Add(TouchLatest), s.r.Next(s.now).Until, "a sign of life comes before the longest interval ends")
+	s.expect(TouchLatest, touch)
 	s.answer(Answer{Code: 200})
-	s.expect(TouchMax, touch)
+	s.expect(TouchLatest, touch)
 	s.answer(Answer{Code: 200})
-	s.expect(MaxInterval-2*TouchMax, patch(30, 40))
+	s.expect(MaxInterval-2*TouchLatest, patch(30, 40))
 }
 
 func TestFirstBytesAfterASilenceWaitForMore(t *testing.T) {
@@ -144,11 +144,11 @@ func TestACancelIsSaidOnceAndMakesTheRestComeSoon(t *testing.T) {
 
 func TestASilentJobIsKeptAlive(t *testing.T) {
 	for name, c := range map[string]struct{ interval, touch time.Duration }{
-		"no header":        {0, TouchMin},
-		"watched":          {3 * time.Second, TouchMin},
+		"no header":        {0, TouchSoonest},
+		"watched":          {3 * time.Second, TouchSoonest},
 		"60 s":             {time.Minute, time.Minute},
-		"a long interval":  {10 * time.Minute, TouchMax},
-		"over the maximum": {time.Hour, TouchMax},
+		"a long interval":  {10 * time.Minute, TouchLatest},
+		"over the maximum": {time.Hour, TouchLatest},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := begin(t, 5, false)
@@ -164,7 +164,7 @@ func TestASilentJobIsKeptAlive(t *testing.T) {
 
 func TestAJobWithoutATraceIsKeptAlive(t *testing.T) {
 	s := begin(t, 0, false)
-	s.expect(TouchMin, touch)
+	s.expect(TouchSoonest, touch)
 }
 
 func TestAResumedReportAsksWithFewBytesAndSoon(t *testing.T) {
@@ -193,7 +193,7 @@ func TestARangeThatDiffers(t *testing.T) {
 		s.r.Complete("success")
 		s.expect(0, patch(0, 100))
 		s.answer(Answer{})
-		s.expect(BackoffMin, patch(0, 100))
+		s.expect(BackoffFirst, patch(0, 100))
 		s.answer(Answer{Code: 416, Range: 100})
 		s.expect(0, put)
 	})
@@ -221,8 +221,8 @@ func TestARangeThatDiffers(t *testing.T) {
 	t.Run("GitLab contradicts itself", func(t *testing.T) {
 		s := begin(t, 100, false)
 		s.r.Complete("success")
-		for _, wait := range []time.Duration{0, 1, 2, 4, 8} {
-			s.expect(wait*time.Second, patch(0, 100))
+		for _, seconds := range []int{0, 1, 2, 4, 8} {
+			s.expect(time.Duration(seconds)*time.Second, patch(0, 100))
 			s.answer(Answer{Code: 416, Range: 0})
 		}
 		require.Equal(t, 5, s.r.Failures())
@@ -234,7 +234,7 @@ func TestARangeThatDiffers(t *testing.T) {
 		s.answer(Answer{Code: 416, Range: 50})
 		s.expect(0, patch(50, 100))
 		s.answer(Answer{Code: 416, Range: 0})
-		s.expect(BackoffMin, patch(0, 100))
+		s.expect(BackoffFirst, patch(0, 100))
 	})
 }
 
@@ -242,8 +242,8 @@ func TestFailuresAreRetriedWithinBounds(t *testing.T) {
 	for _, code := range []int{0, 400, 401, 408, 409, 429, 500, 502, 503, 200, 302} {
 		s := begin(t, 100, false)
 		s.r.Complete("success")
-		for _, wait := range []time.Duration{0, 1, 2, 4, 8} { // then a sign of life comes in between
-			s.expect(wait*time.Second, patch(0, 100))
+		for _, seconds := range []int{0, 1, 2, 4, 8} { // then a sign of life comes in between
+			s.expect(time.Duration(seconds)*time.Second, patch(0, 100))
 			require.Equal(t, News{}, s.answer(Answer{Code: code}))
 		}
 	}
@@ -263,7 +263,7 @@ func TestJitterTakesAwayAtMostHalf(t *testing.T) {
 				now = a.Until
 			}
 			r.Answered(now, Answer{Code: 500})
-			full := min(BackoffMin<<i, BackoffMax)
+			full := min(BackoffFirst<<i, BackoffMost)
 			wait := r.patch.notBefore.Sub(now)
 			require.LessOrEqual(t, wait, full)
 			require.GreaterOrEqual(t, wait, full/2)
@@ -304,7 +304,7 @@ func TestWhenGitLabTakesNothingMore(t *testing.T) {
 	})
 	t.Run("failed, said to a sign of life", func(t *testing.T) {
 		s := begin(t, 0, false)
-		s.expect(TouchMin, touch)
+		s.expect(TouchSoonest, touch)
 		require.Equal(t, News{Gone: true}, s.answer(Answer{Code: 200, JobStatus: "failed"}))
 	})
 	t.Run("404 three times", func(t *testing.T) {
@@ -336,7 +336,7 @@ func TestWhenGitLabTakesNothingMore(t *testing.T) {
 			s.r.Complete(final)
 			s.expect(0, put)
 			s.answer(Answer{})
-			s.expect(BackoffMin, put)
+			s.expect(BackoffFirst, put)
 			require.Equal(t, News{}, s.answer(Answer{Code: 403, JobStatus: final}))
 			require.Equal(t, Accepted, s.r.Outcome())
 		}
@@ -430,7 +430,7 @@ func TestAResultIsRetriedWhileThereIsHope(t *testing.T) {
 			s.answer(Answer{Code: 400})
 		}
 		require.Equal(t, Refused, s.r.Outcome())
-		require.InDelta(t, RefusedFor, s.now.Sub(t0), float64(BackoffMax))
+		require.InDelta(t, RefusedFor, s.now.Sub(t0), float64(BackoffMost))
 	})
 	t.Run("a no that is not the last word", func(t *testing.T) {
 		s := begin(t, 0, false)
@@ -522,7 +522,7 @@ func TestPiecesThatAreTooLargeGetSmaller(t *testing.T) {
 	}
 	s.expect(0, patch(0, size))
 	s.answer(Answer{Code: 413})
-	s.expect(BackoffMin, patch(0, size))
+	s.expect(BackoffFirst, patch(0, size))
 	s.answer(Answer{Code: 202})
 	s.expect(0, patch(size, 2*size))
 }

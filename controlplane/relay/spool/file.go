@@ -162,8 +162,8 @@ func (f *File) EndsWith(tail []byte) (bool, error) {
 // ReadAt reads bytes of the trace; after Remove and Close it fails with os.ErrClosed.
 func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, off) }
 
-// ErrSync: an earlier sync of the file failed. The kernel may have dropped the bytes that it could not write and would
-// not say so again, so the file is never taken for synced any more.
+// ErrSync says that an earlier sync of the file failed. The kernel may have dropped the bytes that it could not write and
+// would not say so again, so the file is never taken for synced any more.
 var ErrSync = errors.New("the spooled trace may have lost bytes on its way to the disk")
 
 // Sync writes the file's bytes to the disk. With the spool's SyncNames after it they outlive a loss of power.

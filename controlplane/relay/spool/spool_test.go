@@ -222,7 +222,7 @@ func TestFreeSpaceIsKept(t *testing.T) {
 
 	var st unix.Statfs_t
 	require.NoError(t, unix.Statfs(s.dir, &st))
-	s.minFree = int64(st.Bavail) * int64(st.Bsize) * 3 / 2
+	s.minFree = int64(st.Bavail) * int64(st.Bsize) * 3 / 2 //nolint:unconvert // the types differ by platform
 	require.ErrorIs(t, f.Append([]byte("x")), ErrFull)
 	require.NoError(t, f.AppendUrgent([]byte("half of the reserve")))
 	require.ErrorIs(t, s.Err(), ErrFull)
