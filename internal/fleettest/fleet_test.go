@@ -148,17 +148,18 @@ func TestEveryByteArrives(t *testing.T) {
 	}}})
 	// 100 MB of a pattern with NUL, carriage returns, invalid UTF-8 and no end of line where the section ends.
 	const unit = "plain\x00nul\rreturn\xff\xfeinvalid\xc3\n"
-	command := `yes "$(printf 'x')" | head -c 1 >/dev/null; for i in 1 2 3 4; do cat pattern pattern pattern pattern pattern; done; printf "no newline"`
+	const command = `for i in 1 2 3 4 5; do cat pattern pattern pattern pattern; done; printf "no newline"`
 	run := pipeline(t, f.GitLab(), project(t, f.GitLab(), "group/bytes"), `
 big:
   script:
-    - 'for i in $(seq 1024); do printf "plain\000nul\rreturn\377\376invalid\303\n"; done > block; for i in $(seq 158); do cat block; done > pattern'
+    - for i in $(seq 1024); do printf "plain\000nul\rreturn\377\376invalid\303\n"; done > block
+    - for i in $(seq 190); do cat block; done > pattern
     - '`+command+`'
 `)
 	done := wait(t, f.GitLab(), run)
 	require.Equal(t, "success", done.Status)
 	requireWhole(t, done.Jobs[0])
-	want := append(bytes.Repeat([]byte(unit), 1024*158*5*4), "no newline"...)
+	want := append(bytes.Repeat([]byte(unit), 1024*190*5*4), "no newline"...)
 	require.Greater(t, len(want), 100_000_000)
 	got := output(t, trace(t, f.GitLab(), done.Jobs[0]), command)
 	require.True(t, bytes.Equal(want, got), "%d bytes differ from the %d that were printed", len(got), len(want))
@@ -213,7 +214,7 @@ after:
 	require.Equal(t, 42, jobs["exit"].ExitCode)
 	require.Contains(t, string(trace(t, f.GitLab(), jobs["exit"])), "ERROR: Job failed: exit code 42")
 	require.Equal(t, "failed", jobs["allowed"].Status)
-	require.Equal(t, "job_execution_timeout", string(jobs["slow"].FailureReason))
+	require.Equal(t, "job_execution_timeout", string(jobs["slow"].FailureReason), string(trace(t, f.GitLab(), jobs["slow"])))
 	require.Contains(t, string(trace(t, f.GitLab(), jobs["slow"])), "execution took longer than 2s seconds")
 	require.Equal(t, "success", jobs["masked"].Status)
 	require.Equal(t, "[MASKED]\n", string(output(t, trace(t, f.GitLab(), jobs["masked"]), `echo "$CI_JOB_TOKEN"`)))
@@ -249,10 +250,10 @@ func TestCancelFromGitLab(t *testing.T) {
 	}})
 	run := pipeline(t, f.GitLab(), project(t, f.GitLab(), "group/cancel"), `
 graceful:
-  script: [echo running, sleep 1000]
+  script: [echo running, 'while sleep 0.1; do echo tick; done']
   after_script: ['echo "after: $CI_JOB_STATUS"']
 killed:
-  script: [echo running, sleep 1000]
+  script: [echo running, 'while sleep 0.1; do echo tick; done']
   after_script: ['echo "after: $CI_JOB_STATUS"']
 `)
 	for _, j := range run.Jobs {
@@ -266,6 +267,6 @@ killed:
 		after := strings.Contains(string(trace(t, f.GitLab(), j)), "after: canceled")
 		require.Equal(t, j.Name == "graceful", after, j.Name)
 	}
-	require.Eventually(t, func() bool { return len(f.ControlPlane().Dispatcher().Jobs()) == 0 }, patience, 10*time.Millisecond,
-		"the control plane lets go of both jobs")
+	require.Eventually(t, func() bool { return len(f.ControlPlane().Dispatcher().Jobs()) == 0 }, 10*time.Second, 10*time.Millisecond,
+		"the control plane lets go of both jobs: %+v", f.ControlPlane().Dispatcher().Jobs())
 }
