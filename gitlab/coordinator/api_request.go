@@ -97,55 +97,58 @@ func (c *Coordinator) holdRequest(ctx context.Context, token, lastUpdate string)
 // pick finds a job for the runner, hands it out and returns its payload (Ci::RegisterJobService). Without a job, valid
 // says whether that is certain. mu is held, and released while a payload is made.
 func (c *Coordinator) pick(run *runner, p *params, base string) (body []byte, valid bool) {
-	if id, ok := c.queue.Best(run.match); !ok {
+	best, ok := c.queue.Best(run.match)
+	if !ok {
 		return nil, true
-	} else if j := c.jobs[id]; !j.locked {
-		// What nearly every request gets; the list is needed only when the first is no good.
-		if body, ok := c.assign(j, run, p, base, 1); ok {
-			return body, true
-		}
 	}
 	valid = true
-	for depth, id := range c.queue.Candidates(run.match, maxQueueDepth+1) {
-		j := c.jobs[id]
+	offer := func(j *job, depth int) []byte {
 		switch {
-		case depth == maxQueueDepth:
-			return nil, false
-		case j.locked: // another request has it
-			valid = false
-			continue
-		case j.status != pipeline.Pending || j.waitingForAck():
-			valid = false // taken or cancelled while this loop made a payload
+		case j.locked, j.status != pipeline.Pending, j.waitingForAck():
+			valid = false // another request has it, or it went while this one made a payload
+			return nil
+		}
+		body, lost := c.assign(j, run, p, base, depth)
+		valid = valid && !lost
+		return body
+	}
+	newest := c.lastID["job"]
+	if body := offer(c.jobs[best], 1); body != nil {
+		return body, true // nearly every request ends here; only a conflict makes the others worth a list
+	}
+	depth := 1
+	for _, id := range c.queue.Candidates(run.match, maxQueueDepth+1) {
+		if id == best || id > newest { // a retry of what this request has dropped is not its business
 			continue
 		}
-		if body, ok := c.assign(j, run, p, base, depth+1); ok {
+		if depth++; depth > maxQueueDepth {
+			return nil, false
+		}
+		if body := offer(c.jobs[id], depth); body != nil {
 			return body, true
-		} else if j.status == pipeline.Pending {
-			valid = false
 		}
 	}
 	return nil, valid
 }
 
-// assign hands a pending job to a runner. It returns false if the job had to be dropped or was lost to someone else.
-// mu is held, and released while the payload is made.
-func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth int) ([]byte, bool) {
+// assign hands a pending job to a runner and returns its payload. Without one the job had to be dropped, or it was lost
+// to someone else. mu is held, and released while the payload is made.
+func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth int) (body []byte, lost bool) {
 	now := time.Now()
 	j.runner = run
 	if reason := c.refuse(j, &p.Info.Features); reason != "" {
 		c.drop(j, reason, 0, now)
 		return nil, false
 	}
-	timeout := j.pipe.project.Timeout
+	j.timeout = j.pipe.project.Timeout
 	if j.def.Timeout > 0 {
-		timeout = j.def.Timeout
+		j.timeout = j.def.Timeout
 	}
 	if run.MaximumTimeout > 0 {
-		timeout = min(timeout, run.MaximumTimeout)
+		j.timeout = min(j.timeout, run.MaximumTimeout)
 	}
-	j.timeout = timeout
 	view := &payloadView{
-		runner: run, token: j.token, timeout: timeout, now: now, queued: j.queuedAt, running: c.queue.Running(j.pipe.project.id),
+		runner: run, token: j.token, timeout: j.timeout, now: now, queued: j.queuedAt, running: c.queue.Running(j.pipe.project.id),
 		queueSize: c.queue.Size(run.match), depth: depth, base: firstOf(c.url, base, "http://localhost"),
 	}
 	j.locked = true
@@ -154,10 +157,10 @@ func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth 
 	c.mu.Lock()
 	j.locked = false
 	now = time.Now()
-	if j.status != pipeline.Pending {
-		return nil, false
-	}
-	if err != nil {
+	switch {
+	case j.status != pipeline.Pending: // cancelled meanwhile
+		return nil, true
+	case err != nil:
 		c.log.Warn("a job could not be handed out", "job", j.id, "error", err)
 		c.drop(j, reasonScheduler, 0, now)
 		return nil, false
@@ -170,10 +173,10 @@ func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth 
 		j.ackUntil = now.Add(c.opts.AckExpiry)
 		c.watchAck(j)
 		c.publishJob(j)
-		return body, true
+		return body, false
 	}
 	c.run(j, now)
-	return body, true
+	return body, false
 }
 
 // run lets a job start. mu is held.

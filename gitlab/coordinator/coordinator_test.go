@@ -133,6 +133,10 @@ func (s *server) do(method, path string, body any, headers ...string) *httptest.
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
+	return s.serve(req)
+}
+
+func (s *server) serve(req *http.Request) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
 	s.Handler().ServeHTTP(w, req)
 	return w
