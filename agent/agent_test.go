@@ -220,8 +220,9 @@ func TestOffersThatAreRefused(t *testing.T) {
 	s.Drain("maintenance")
 	require.True(t, s.Status().GetDraining())
 	s.Withdraw(three)
-	s.Offer(two)
-	require.Contains(t, s.Refused(two), "maintenance")
+	fresh := ledger.Ref{Job: 4, Epoch: 1}
+	s.Offer(fresh)
+	require.Contains(t, s.Refused(fresh), "maintenance")
 }
 
 func TestAnOfferToASlotThatIsBeingCleared(t *testing.T) {

@@ -45,14 +45,14 @@ func TestMain(m *testing.M) {
 
 // process is an agent that runs as users run it.
 type process struct {
-	t    *testing.T
+	t    testing.TB
 	cmd  *exec.Cmd
 	log  *logBuffer
 	done chan struct{}
 }
 
 // spawn starts an agent on a data folder. The test ends it, and whatever jobs it has.
-func spawn(t *testing.T, f *fakefleet.Fleet, data string, args ...string) *process {
+func spawn(t testing.TB, f *fakefleet.Fleet, data string, args ...string) *process {
 	t.Helper()
 	testbed.Need(t, testbed.Bash)
 	token := filepath.Join(filepath.Dir(data), "token")
@@ -202,6 +202,8 @@ func TestTheAgentIsKilledAtAnyMoment(t *testing.T) {
 			if j.GetRef().GetJob() == ref.Job {
 				held = true
 				verdicts = append(verdicts, s.Keep(ref))
+			} else { // it was killed before it had done what Forget says
+				verdicts = append(verdicts, &fleetv1.JobVerdict{Ref: j.GetRef(), Verdict: fleetv1.Verdict_VERDICT_FORGET})
 			}
 		}
 		s.Welcome(period, forever, verdicts...)

@@ -17,11 +17,17 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 const (
 	lockName = "agent.lock"
 	jobsName = "jobs"
+
+	// lockPatience is how long the lock may outlive its owner: an agent that is killed while it starts a job has a child
+	// that is just becoming another program and holds all that the agent had open until then.
+	lockPatience = 2 * time.Second
+	lockPause    = 10 * time.Millisecond
 )
 
 // InUseError says that another agent process works in the folder.
@@ -72,10 +78,15 @@ func takeLock(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock the data folder: %w (choose another with --data)", err)
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		text, _ := io.ReadAll(io.LimitReader(f, 32))
+	for limit := time.Now().Add(lockPatience); errors.Is(err, syscall.EWOULDBLOCK); {
+		text, _ := io.ReadAll(io.NewSectionReader(f, 0, 32))
 		pid, _ := strconv.Atoi(string(bytes.TrimSpace(text)))
-		return nil, errors.Join(&InUseError{Path: dir, PID: pid}, f.Close())
+		if alive(pid) || time.Now().After(limit) {
+			return nil, errors.Join(&InUseError{Path: dir, PID: pid}, f.Close())
+		}
+		// Nothing tells when the lock is let go, short of waiting for it without an end.
+		time.Sleep(lockPause)
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	}
 	if err == nil {
 		err = f.Truncate(0)
@@ -87,6 +98,11 @@ func takeLock(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock the data folder %s: %w", dir, errors.Join(err, f.Close()))
 	}
 	return f, nil
+}
+
+// alive reports whether there is a process with that PID, or that cannot be told.
+func alive(pid int) bool {
+	return pid <= 0 || !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
 }
 
 // Close lets the folder go.

@@ -3,9 +3,12 @@
 package datadir
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -29,6 +32,26 @@ func TestOneAgentPerFolder(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
 	require.NoError(t, again.Close())
+}
+
+func TestALockThatOutlivesItsOwnerIsWaitedFor(t *testing.T) {
+	path := t.TempDir()
+	first, err := Open(path)
+	require.NoError(t, err)
+	gone := exec.Command("true")
+	require.NoError(t, gone.Run())
+	require.NoError(t, os.WriteFile(filepath.Join(path, lockName), fmt.Appendf(nil, "%d\n", gone.Process.Pid), 0o600))
+	opened := make(chan error, 1)
+	go func() {
+		second, err := Open(path)
+		if err == nil {
+			err = second.Close()
+		}
+		opened <- err
+	}()
+	time.Sleep(3 * lockPause)
+	require.NoError(t, first.Close())
+	require.NoError(t, <-opened)
 }
 
 func TestOpenSaysWhatToDoWhenItCannot(t *testing.T) {

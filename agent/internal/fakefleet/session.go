@@ -203,6 +203,12 @@ func (s *Session) Quiet(d time.Duration) {
 	}
 }
 
+// Message waits for the agent's next message, whatever it is.
+func (s *Session) Message() *fleetv1.SessionRequest {
+	s.fleet.t.Helper()
+	return s.next()
+}
+
 func (s *Session) next() *fleetv1.SessionRequest {
 	s.fleet.t.Helper()
 	select {
