@@ -123,17 +123,33 @@ func (g *Group) Empty() <-chan struct{} {
 	return g.empty
 }
 
-// StopAll ends every descendant: SIGTERM to all that there are, SIGKILL to all that there are once grace is over. It
-// returns true when none is left, false if some outlive SIGKILL by patience (they hang in the kernel).
+// StopAll ends every descendant: SIGTERM to each once, also to those that appear later and to those that have become
+// another program since (a shell's child forgets a signal that comes just before its exec), and SIGKILL to all that there
+// are once grace is over. It returns true when none is left, false if some outlive SIGKILL by patience (they hang in the
+// kernel).
 func (g *Group) StopAll(grace, patience time.Duration) bool {
 	if g.none() {
 		return true
 	}
-	signalDescendants(g.pids(), syscall.SIGTERM)
-	if g.emptyWithin(grace) {
-		return true
+	told := map[entry]bool{}
+	limit := time.Now().Add(grace)
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		tellDescendants(g.pids(), syscall.SIGTERM, told)
+		left := time.Until(limit)
+		if g.emptyWithin(min(wait, max(left, 0))) {
+			return true
+		}
+		if left <= 0 {
+			return g.KillAll(patience)
+		}
 	}
-	return g.KillAll(patience)
+}
+
+// entry is a process as the system shows it; start (in ticks) tells it from a later one with the same pid.
+type entry struct {
+	pid, parent int
+	start       uint64
+	name        string
 }
 
 // KillAll is StopAll without the grace. What forks while it is killed is met in the next round: there are rounds, further
@@ -144,7 +160,7 @@ func (g *Group) KillAll(patience time.Duration) bool {
 	}
 	limit := time.Now().Add(patience)
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		signalDescendants(g.pids(), syscall.SIGKILL)
+		tellDescendants(g.pids(), syscall.SIGKILL, nil)
 		left := time.Until(limit)
 		if g.emptyWithin(min(wait, max(left, 0))) {
 			return true
@@ -173,7 +189,7 @@ func (g *Group) Signal(p *Process, s syscall.Signal) error {
 // SignalAll sends a signal to every descendant that there is now.
 func (g *Group) SignalAll(s syscall.Signal) {
 	if !g.none() {
-		signalDescendants(g.pids(), s)
+		tellDescendants(g.pids(), s, nil)
 	}
 }
 
@@ -252,4 +268,16 @@ func exitOf(s syscall.WaitStatus) Exit {
 		return Exit{Code: 128 + int(s.Signal()), Signal: s.Signal()}
 	}
 	return Exit{Code: s.ExitStatus()}
+}
+
+// tellGroups sends s to the process groups of children, except those in told.
+func tellGroups(started []int, s syscall.Signal, told map[entry]bool) {
+	for _, pid := range started {
+		if e := (entry{pid: pid}); !told[e] {
+			_ = syscall.Kill(-pid, s)
+			if told != nil {
+				told[e] = true
+			}
+		}
+	}
 }

@@ -30,25 +30,23 @@ func awaitEnd() (pid int, status syscall.WaitStatus, reaped bool, err error) {
 	return int(*(*int32)(unsafe.Pointer(&info[at]))), 0, false, nil
 }
 
-// signalDescendants sends s to all descendants of this process. started are children that get it by process group if
-// /proc cannot be read.
-func signalDescendants(started []int, s syscall.Signal) {
+// tellDescendants sends s to all descendants of this process, except those in told, and notes them there. started are
+// children that get it by process group if /proc cannot be read.
+func tellDescendants(started []int, s syscall.Signal, told map[entry]bool) {
 	found, ok := descendants()
 	if !ok {
-		for _, pid := range started {
-			_ = syscall.Kill(-pid, s)
-		}
+		tellGroups(started, s, told)
 		return
 	}
 	for _, p := range found {
-		p.signal(s)
+		p.parent = 0 // it may change
+		if !told[p] {
+			p.signal(s)
+			if told != nil {
+				told[p] = true
+			}
+		}
 	}
-}
-
-// entry is a process as /proc shows it; start (in ticks) tells it from a later one with the same pid.
-type entry struct {
-	pid, parent int
-	start       uint64
 }
 
 // signal sends s to the process if it is still the same one.
@@ -138,5 +136,9 @@ func parseStat(pid int, line []byte) (entry, bool) {
 	if err != nil {
 		return entry{}, false
 	}
-	return entry{pid: pid, parent: parent, start: start}, true
+	name := ""
+	if begin := bytes.IndexByte(line, '('); begin >= 0 {
+		name = string(line[begin+1 : end])
+	}
+	return entry{pid: pid, parent: parent, start: start, name: name}, true
 }

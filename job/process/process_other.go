@@ -13,8 +13,6 @@ func awaitEnd() (pid int, status syscall.WaitStatus, reaped bool, err error) {
 	return pid, status, true, err
 }
 
-func signalDescendants(started []int, s syscall.Signal) {
-	for _, pid := range started {
-		_ = syscall.Kill(-pid, s)
-	}
+func tellDescendants(started []int, s syscall.Signal, told map[entry]bool) {
+	tellGroups(started, s, told)
 }
