@@ -84,7 +84,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			err = errors.Join(err, a.dir.Close())
 		}
 	}()
-	if a.dir, err = datadir.Open(a.config.Data); err != nil {
+	if a.dir, err = datadir.Open(ctx, a.config.Data); err != nil {
 		return err
 	}
 	known := make(map[string]executors.Executor)
@@ -146,10 +146,7 @@ func (a *Agent) identify(ctx context.Context) (ok bool, err error) {
 		if failed := (*uplink.Error)(nil); !errors.As(err, &failed) || failed.Kind != uplink.Unavailable {
 			return false, err
 		}
-		if ctx.Err() != nil {
-			return false, nil
-		}
-		if !told {
+		if !told && ctx.Err() == nil {
 			a.log.Warn("cannot enrol yet; trying again until it works", "err", err)
 		}
 		select {

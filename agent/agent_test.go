@@ -86,7 +86,7 @@ func start(t *testing.T, f *fakefleet.Fleet, x executors.Executor, dir string) *
 	go func() { r.ended <- a.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		<-r.ended
+		_ = r.wait()
 		if t.Failed() {
 			t.Log(r.log.String())
 		}
@@ -227,9 +227,9 @@ func TestOffersThatAreRefused(t *testing.T) {
 
 func TestAnOfferToASlotThatIsBeingCleared(t *testing.T) {
 	f, x := fakefleet.Start(t), fakejob.New(t)
-	clear := filepath.Join(t.TempDir(), "clear")
+	cleared := filepath.Join(t.TempDir(), "clear")
 	f.SetPayload(1, fakejob.Payload(1, "print x"))
-	f.SetPayload(2, fakejob.Payload(2, "after "+clear))
+	f.SetPayload(2, fakejob.Payload(2, "after "+cleared))
 	f.SetPayload(3, fakejob.Payload(3, "print z"))
 	start(t, f, x, t.TempDir())
 	s := f.Next()
@@ -242,7 +242,7 @@ func TestAnOfferToASlotThatIsBeingCleared(t *testing.T) {
 		run(s, ref) // right after the last one's result, while its environment is being destroyed
 		s.Finished(ref)
 	}
-	require.NoError(t, os.WriteFile(clear, nil, 0o600))
+	require.NoError(t, os.WriteFile(cleared, nil, 0o600))
 	s.Finished(two)
 }
 

@@ -84,7 +84,6 @@ func (l *loop) remind() {
 type renewal struct {
 	timer   *time.Timer
 	done    chan error
-	running bool
 	backoff uplink.Backoff
 	told    bool
 }

@@ -36,7 +36,8 @@ func TestDrainFinishesAndReportsBeforeItLeaves(t *testing.T) {
 	result := s.Finished(one)
 	require.Contains(t, f.WholeTrace(1, result), "done\n")
 	select {
-	case <-r.ended:
+	case err := <-r.ended:
+		require.NoError(t, err)
 		t.Fatal("it left before GitLab had the result")
 	case <-time.After(100 * time.Millisecond):
 	}
@@ -173,7 +174,7 @@ func TestRunFailsAtOnceWhereNoRetryHelps(t *testing.T) {
 	require.ErrorAs(t, run(config(t.TempDir(), fakejob.New(t))), &refused)
 
 	dir := t.TempDir()
-	taken, err := datadir.Open(dir)
+	taken, err := datadir.Open(t.Context(), dir)
 	require.NoError(t, err)
 	defer taken.Close()
 	var used *datadir.InUseError

@@ -164,7 +164,7 @@ func (l *loop) stop() {
 
 // closeLink ends the connection and all that depends on it.
 func (l *loop) closeLink() {
-	l.Agent.current.set(nil)
+	l.current.set(nil)
 	if err := l.link.close(); err != nil {
 		l.log.Debug("closing", "err", err)
 	}

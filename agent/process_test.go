@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -127,7 +126,7 @@ func TestARealJob(t *testing.T) {
 	require.Contains(t, trace, "hello\n")
 	require.Contains(t, trace, "CI_CONCURRENT_ID=0\n")
 	require.NotContains(t, trace, f.Token.String())
-	require.Regexp(t, regexp.MustCompile(`(?s)Running with switchyard.*Preparing the "shell" executor.*Using Shell \(bash\) executor.*Preparing environment`), trace)
+	require.Regexp(t, `(?s)Running with switchyard.*Preparing the "shell" executor.*Using Shell \(bash\) executor.*Preparing environment`, trace)
 	p.signal(syscall.SIGTERM)
 	require.True(t, s.Status().GetDraining())
 	s.Forget(one)
@@ -147,10 +146,10 @@ func TestTheAgentIsKilledWhileARealJobRuns(t *testing.T) {
 	s.Welcome(period, forever)
 	run(s, one)
 	s.Started(one)
-	for kills := 0; kills < 5; kills++ {
+	for range 5 {
 		have := f.Received(1)
 		f.WaitTrace(1, func(trace string) bool { return int64(len(trace)) > have })
-		time.Sleep(rand.N(40 * time.Millisecond)) // any moment is as good as another
+		<-time.After(rand.N(40 * time.Millisecond)) // any moment is as good as another
 		p.signal(syscall.SIGKILL)
 		<-p.done
 		p = spawn(t, f, data)
@@ -191,7 +190,7 @@ func TestTheAgentIsKilledAtAnyMoment(t *testing.T) {
 		ref := one
 		ref.Job = job + 1
 		run(s, ref)
-		time.Sleep(rand.N(60 * time.Millisecond)) // from before the intent is written to after the result
+		<-time.After(rand.N(60 * time.Millisecond)) // from before the intent is written to after the result
 		p.signal(syscall.SIGKILL)
 		<-p.done
 		p = spawn(t, f, data)

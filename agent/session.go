@@ -216,7 +216,7 @@ func (l *loop) welcome(w *fleetv1.Welcome) {
 		l.traces.Resume(ref, v.GetReceived())
 		l.apply(l.ledger.Welcome(ref, v.GetVerdict(), v.GetCancel().GetMode()))
 	}
-	l.Agent.current.set(l.link.conn)
+	l.current.set(l.link.conn)
 	l.sendTraces(l.link)
 }
 

@@ -61,6 +61,7 @@ type Environment interface {
 	// Done is closed when the environment cannot run anything any more (out of memory, evicted, node lost, host
 	// rebooted). Err then says why, for people. It is never closed by Kill or Destroy.
 	Done() <-chan struct{}
+	// Err is why Done is closed; nil before.
 	Err() error
 
 	// Kill stops every process of the environment at once, daemons that a script left behind included. It returns when

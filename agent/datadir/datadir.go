@@ -10,6 +10,7 @@ package datadir
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -51,8 +52,8 @@ type Dir struct {
 }
 
 // Open makes the folder (mode 0700; its parents as needed) and takes it for this process. It returns an *InUseError if
-// another process has it. The path is made absolute.
-func Open(path string) (*Dir, error) {
+// another process has it; one that has just been killed is waited for, for a moment. The path is made absolute.
+func Open(ctx context.Context, path string) (*Dir, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("data folder %q: %w", path, err)
@@ -65,14 +66,14 @@ func Open(path string) (*Dir, error) {
 	if err := os.Chmod(filepath.Join(abs, jobsName), 0o700); err != nil {
 		return nil, fmt.Errorf("close the jobs' folder to others: %w", err)
 	}
-	lock, err := takeLock(abs)
+	lock, err := takeLock(ctx, abs)
 	if err != nil {
 		return nil, err
 	}
 	return &Dir{path: abs, lock: lock}, nil
 }
 
-func takeLock(dir string) (*os.File, error) {
+func takeLock(ctx context.Context, dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the data folder: %w (choose another with --data)", err)
@@ -85,7 +86,11 @@ func takeLock(dir string) (*os.File, error) {
 			return nil, errors.Join(&InUseError{Path: dir, PID: pid}, f.Close())
 		}
 		// Nothing tells when the lock is let go, short of waiting for it without an end.
-		time.Sleep(lockPause)
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		}
 		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	}
 	if err == nil {

@@ -15,17 +15,17 @@ import (
 
 func TestOneAgentPerFolder(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "deep", "data")
-	first, err := Open(path)
+	first, err := Open(t.Context(), path)
 	require.NoError(t, err)
 
-	_, err = Open(path)
+	_, err = Open(t.Context(), path)
 	var used *InUseError
 	require.ErrorAs(t, err, &used)
 	require.Equal(t, os.Getpid(), used.PID)
 	require.ErrorContains(t, err, "--data")
 
 	require.NoError(t, first.Close())
-	again, err := Open(path)
+	again, err := Open(t.Context(), path)
 	require.NoError(t, err)
 	require.Equal(t, filepath.Join(path, "jobs"), again.Jobs())
 	info, err := os.Stat(again.Jobs())
@@ -36,20 +36,20 @@ func TestOneAgentPerFolder(t *testing.T) {
 
 func TestALockThatOutlivesItsOwnerIsWaitedFor(t *testing.T) {
 	path := t.TempDir()
-	first, err := Open(path)
+	first, err := Open(t.Context(), path)
 	require.NoError(t, err)
 	gone := exec.Command("true")
 	require.NoError(t, gone.Run())
 	require.NoError(t, os.WriteFile(filepath.Join(path, lockName), fmt.Appendf(nil, "%d\n", gone.Process.Pid), 0o600))
 	opened := make(chan error, 1)
 	go func() {
-		second, err := Open(path)
+		second, err := Open(t.Context(), path)
 		if err == nil {
 			err = second.Close()
 		}
 		opened <- err
 	}()
-	time.Sleep(3 * lockPause)
+	<-time.After(3 * lockPause)
 	require.NoError(t, first.Close())
 	require.NoError(t, <-opened)
 }
@@ -57,7 +57,7 @@ func TestALockThatOutlivesItsOwnerIsWaitedFor(t *testing.T) {
 func TestOpenSaysWhatToDoWhenItCannot(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
-	_, err := Open(filepath.Join(file, "data"))
+	_, err := Open(t.Context(), filepath.Join(file, "data"))
 	require.ErrorContains(t, err, "--data")
 }
 
@@ -86,7 +86,7 @@ func TestRoom(t *testing.T) {
 			}
 		})
 	}
-	d, err := Open(t.TempDir())
+	d, err := Open(t.Context(), t.TempDir())
 	require.NoError(t, err)
 	_ = d.Room() // whatever it says: it must not fail to look
 	require.NoError(t, d.Close())

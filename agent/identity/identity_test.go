@@ -2,7 +2,6 @@ package identity_test
 
 import (
 	"crypto/x509"
-	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -253,7 +252,7 @@ func TestADamagedFolderIsNamed(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte("nonsense"), 0o600))
 		_, err = identity.Load(dir)
 		require.ErrorContains(t, err, want)
-		require.False(t, errors.Is(err, identity.ErrNotEnrolled))
+		require.NotErrorIs(t, err, identity.ErrNotEnrolled)
 	}
 }
 

@@ -24,6 +24,7 @@ const (
 // Source is one job's trace. ReadAt follows io.ReaderAt; io.EOF says only that this is all for now. It is called by one
 // goroutine at a time.
 type Source interface {
+	// ReadAt reads from the absolute offset off.
 	ReadAt(b []byte, off int64) (int, error)
 }
 

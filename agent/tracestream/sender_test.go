@@ -322,10 +322,6 @@ func TestAGapIsSentAgainAndAStopStops(t *testing.T) {
 func TestAFloodStarvesNobodyAndTheWindowIsRespected(t *testing.T) {
 	k := newSink()
 	const window = 512 << 10
-	type ack struct {
-		ref *fleetv1.JobRef
-		n   int64
-	}
 	begin := make(chan struct{})
 	client := serve(t, func(stream grpc.BidiStreamingServer[fleetv1.TraceRequest, fleetv1.TraceResponse]) error {
 		<-begin

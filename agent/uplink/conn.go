@@ -23,8 +23,8 @@ const MaxPayload = 32 << 20
 
 const (
 	connectTimeout = 10 * time.Second
-	// writeBuffer is shared by the connections' writes and allocated only while there is something to write. At this
-	// size a trace frame of 256 KiB costs few system calls.
+	// writeBuffer is allocated only while there is something to write. At this size a trace frame of 256 KiB costs few
+	// system calls.
 	writeBuffer = 128 << 10
 	readBuffer  = 16 << 10
 )
@@ -55,7 +55,6 @@ func Dial(t Target, config *tls.Config) (*Conn, error) {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(&recordingCredentials{credentials.NewTLS(config), rec}),
 		grpc.WithUserAgent(t.UserAgent),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithWriteBufferSize(writeBuffer),
 		grpc.WithReadBufferSize(readBuffer),
 		grpc.WithIdleTimeout(0),

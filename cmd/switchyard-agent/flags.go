@@ -178,8 +178,8 @@ func findJobBinary(given string) (string, error) {
 	}
 	beside := ""
 	if self, err := os.Executable(); err == nil {
-		if real, err := filepath.EvalSymlinks(self); err == nil {
-			self = real
+		if resolved, err := filepath.EvalSymlinks(self); err == nil {
+			self = resolved
 		}
 		beside = filepath.Join(filepath.Dir(self), name)
 		if path, err := exec.LookPath(beside); err == nil {
@@ -215,7 +215,7 @@ func newLogger(w io.Writer, level, format string) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	if f, ok := w.(*os.File); ok && format == "auto" && term.IsTerminal(int(f.Fd())) {
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: l, TimeFormat: "15:04:05.000"}))
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: l, TimeFormat: "15:04:05.000"}))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/switchyard-ci/switchyard/executors"
@@ -62,7 +63,7 @@ func (v *environment) Err() error {
 }
 
 func (v *environment) Exec(ctx context.Context, c executors.Command) (int, error) {
-	environ := append(v.executor.environ[:len(v.executor.environ):len(v.executor.environ)], marker+"="+v.spec.Folder)
+	environ := append(slices.Clip(v.executor.environ), marker+"="+v.spec.Folder)
 	return run(ctx, c, environ, v.executor.config.BuildsDir)
 }
 

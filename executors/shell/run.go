@@ -79,9 +79,9 @@ func (p *pipes) connect(c executors.Command) ([]*os.File, error) {
 			return nil, err
 		}
 	}
-	switch {
-	case c.Stderr == nil:
-	case c.Stderr == c.Stdout:
+	switch c.Stderr {
+	case nil:
+	case c.Stdout:
 		files[2] = files[1]
 	default:
 		if err := p.pipe(&files[2], true); err != nil {

@@ -247,7 +247,7 @@ func (f *Fleet) WaitTrace(job int64, enough func(trace string) bool) string {
 func (f *Fleet) WholeTrace(job int64, r *fleetv1.Result) string {
 	f.t.Helper()
 	text := f.WaitTrace(job, func(trace string) bool { return int64(len(trace)) >= r.GetTraceLength() })
-	require.EqualValues(f.t, r.GetTraceLength(), len(text))
+	require.Len(f.t, text, int(r.GetTraceLength()))
 	require.Equal(f.t, r.GetTraceCrc32(), crc32.ChecksumIEEE([]byte(text)), "the checksum of %q", text)
 	return text
 }

@@ -211,6 +211,7 @@ type process struct {
 	conns  map[net.Conn]bool
 	length int64
 	result bool
+	closed bool // no connection is taken any more
 }
 
 func (p *process) kill() { p.killOnce.Do(func() { close(p.killed) }) }
@@ -383,6 +384,11 @@ func (p *process) serve(listener net.Listener, serving *sync.WaitGroup) {
 			return
 		}
 		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			_ = conn.Close()
+			return
+		}
 		hello := folder.Greeting()
 		hello = folder.AppendEvent(hello, folder.Event{Kind: folder.EventTrace, TraceLength: p.length})
 		if p.result {
@@ -434,6 +440,7 @@ func (p *process) tell(e folder.Event) {
 func (p *process) closeAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.closed = true
 	for conn := range p.conns {
 		_ = conn.Close()
 	}
