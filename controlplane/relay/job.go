@@ -41,7 +41,7 @@ type job struct {
 	sent   int64 // the end of its last bytes
 	gap    bool  // bytes were not taken, and the agent has not gone back to fitting ones since
 	over   bool  // more than capacity was sent
-	// refused: the last bytes could not be written.
+	// refused: the last bytes could not be written, and it was not tried again since.
 	refused bool
 
 	result    *store.Result
@@ -198,7 +198,7 @@ func (j *job) verdict() Verdict {
 
 // starved: there is no room for the job's bytes now; mu must be held.
 func (j *job) starved() bool {
-	return j.closed || j.r.spool.Err() != nil && (j.result == nil || j.refused)
+	return j.closed || j.refused || j.r.spool.Err() != nil && j.result == nil
 }
 
 // progress says how far the job is; mu must be held.

@@ -151,50 +151,65 @@ func (r *Relay) Finish(id, epoch int64, res store.Result) error {
 	if res.TraceLength < 0 {
 		return r.Fail(id, epoch, res, res.Message)
 	}
-	j := r.find(id, epoch)
-	if j == nil {
-		return fmt.Errorf("finish job %d, epoch %d: %w", id, epoch, ErrNotOpen)
-	}
-	j.io.Lock()
-	defer j.io.Unlock()
-	j.mu.Lock()
-	if j.closed {
-		j.mu.Unlock()
-		return fmt.Errorf("finish job %d, epoch %d: %w", id, epoch, ErrNotOpen)
-	}
-	if j.result == nil {
-		j.result = &res
-		j.refused = false // its bytes are urgent now
-		j.settle()
-	}
-	// A job whose agent waits for room need not wait any more.
-	news := j.nowSafe() || !j.resend.IsZero() || j.r.spool.Err() != nil && !j.completed
-	p := j.tell(j.verdict())
-	j.mu.Unlock()
-	if news {
-		r.o.Events.Received(id, p)
-	}
-	return nil
+	return r.end(id, epoch, "finish", func(j *job) bool { return j.finish(res) })
 }
 
 // Fail ends a job whose agent will send no more: line is appended to the trace (on a line of its own, unless it is
 // there already; at most 8 KiB), and the job is reported with all that is here. TraceLength and TraceCRC32 of res are not
 // used. It may follow a Finish that still waits for bytes; then it replaces its result. Otherwise as Finish.
 func (r *Relay) Fail(id, epoch int64, res store.Result, line string) error {
+	return r.end(id, epoch, "fail", func(j *job) bool { return j.fail(res, line) })
+}
+
+// end calls do for an open job with io held; do says whether its owner is to hear of the progress.
+func (r *Relay) end(id, epoch int64, doing string, do func(j *job) bool) error {
 	j := r.find(id, epoch)
 	if j == nil {
-		return fmt.Errorf("fail job %d, epoch %d: %w", id, epoch, ErrNotOpen)
+		return fmt.Errorf("%s job %d, epoch %d: %w", doing, id, epoch, ErrNotOpen)
 	}
 	j.io.Lock()
-	defer j.io.Unlock()
 	j.mu.Lock()
-	if j.closed {
-		j.mu.Unlock()
-		return fmt.Errorf("fail job %d, epoch %d: %w", id, epoch, ErrNotOpen)
+	closed := j.closed
+	j.mu.Unlock()
+	if closed {
+		j.io.Unlock()
+		return fmt.Errorf("%s job %d, epoch %d: %w", doing, id, epoch, ErrNotOpen)
 	}
+	tell := do(j)
+	var p Progress
+	if tell {
+		j.mu.Lock()
+		p = j.tell(j.verdict())
+		j.mu.Unlock()
+	}
+	j.io.Unlock()
+	if tell {
+		r.o.Events.Received(id, p)
+	}
+	return nil
+}
+
+// finish is Finish; io must be held, mu not.
+func (j *job) finish(res store.Result) (tell bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.result == nil {
+		waited := j.starved()
+		j.result = &res
+		j.refused = false
+		j.settle()
+		// What completes the job is taken also where there is no room for others.
+		tell = waited && !j.completed
+	}
+	return j.nowSafe() || tell || !j.resend.IsZero()
+}
+
+// fail is Fail; io must be held, mu not.
+func (j *job) fail(res store.Result, line string) (tell bool) {
+	j.mu.Lock()
 	if j.completed {
 		j.mu.Unlock()
-		return nil
+		return false
 	}
 	j.restore()
 	speak := line != "" && !j.report.Gone()
@@ -202,21 +217,15 @@ func (r *Relay) Fail(id, epoch int64, res store.Result, line string) error {
 	if speak {
 		if err := j.suffix(line); err != nil {
 			// A sentence less in the trace is no reason to withhold the result.
-			r.log.Warn("cannot append the last line of a trace", "job", id, "error", err)
+			j.r.log.Warn("cannot append the last line of a trace", "job", j.id, "error", err)
 		}
 	}
-
 	j.mu.Lock()
+	defer j.mu.Unlock()
 	j.grown()
 	j.result = &res
 	j.complete()
-	safe := j.nowSafe()
-	p := j.tell(j.verdict())
-	j.mu.Unlock()
-	if safe {
-		r.o.Events.Received(id, p)
-	}
-	return nil
+	return j.nowSafe()
 }
 
 // suffix appends a line; io must be held, mu not.

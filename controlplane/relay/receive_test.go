@@ -2,10 +2,6 @@ package relay
 
 import (
 	"context"
-	"math"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -198,6 +194,20 @@ func TestAResultWaitsForTheBytes(t *testing.T) {
 	})
 }
 
+func TestAnAgentWhoseResultCameFirstIsToldOfItsWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		trace := pattern(1 << 20)
+		b.open(1)
+		b.finish(1, trace)
+		require.Zero(t, b.events.events(1))
+		p := b.r.Append(1, 1, 0, trace[:firstWindow])
+		require.True(t, p.Tell)
+		b.r.Append(1, 1, firstWindow, trace[firstWindow:])
+		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
+	})
+}
+
 func TestATraceWithAnotherCRCIsAskedForAgainOnce(t *testing.T) {
 	good, bad := "hello world\n", "hello wOrld\n"
 	begin := func(t *testing.T) *bench {
@@ -337,247 +347,36 @@ func TestAJobWhoseAgentIsLost(t *testing.T) {
 	})
 }
 
-func TestAFullSpoolPausesAndLosesNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, func(o *Options) { o.MaxBytes = 1000 })
-		b.open(1)
-		b.open(2)
-		b.open(3)
-		first, second := pattern(900), pattern(500)
-		b.r.Append(1, 1, 0, first)
-		require.NoError(t, b.r.Err())
-		p := b.r.Append(2, 1, 0, second[:200])
-		require.Equal(t, Progress{Epoch: 1, Limit: 0, Verdict: Continue, Tell: true}, p, "the window closes")
-		require.ErrorContains(t, b.r.Err(), "quota")
-		for at := 200; at < 500; at += 100 {
-			p := b.r.Append(2, 1, int64(at), second[at:at+100])
-			require.Zero(t, p.Written, "what was under way is dropped")
-		}
-		p = b.r.Append(1, 1, 900, []byte("x"))
-		require.EqualValues(t, 900, p.Limit, "for everybody")
-		require.True(t, p.Tell)
-		require.EqualValues(t, 900, b.r.Progress(1, 1).Limit)
-
-		b.finish(1, first)
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1), "reporting goes on")
-		pass(10 * time.Minute)
-		require.Zero(t, b.events.events(2))
-
-		begin := time.Now()
-		b.r.Forget(1)
-		synctest.Wait()
-		require.Equal(t, begin, time.Now(), "at once")
-		require.Zero(t, b.events.events(3), "it has not waited")
-		p = b.events.last(2)
-		require.Equal(t, Resend, p.Verdict)
-		require.Zero(t, p.Received)
-		require.EqualValues(t, 4<<20, p.Limit)
-		require.NoError(t, b.r.Err())
-		b.r.Append(2, 1, 0, second)
-		b.finish(2, second)
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 2))
-		b.gitlab.requireTrace(t, 2, second)
-	})
+// eager is an owner that does everything in the calls of Events.
+type eager struct {
+	r     *Relay
+	trace []byte
+	ended chan Outcome
 }
 
-func TestAFullSpoolLetsFinishedJobsThrough(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, func(o *Options) { o.MaxBytes = 1000 })
-		traces := map[int64][]byte{1: pattern(800), 2: pattern(801)}
-		for id, trace := range traces {
-			b.open(id)
-			b.r.Append(id, 1, 0, trace[:500])
-		}
-		require.Zero(t, b.r.Append(1, 1, 500, traces[1][500:]).Limit-500)
-		require.Zero(t, b.r.Append(2, 1, 500, traces[2][500:]).Limit-500)
-		require.Error(t, b.r.Err(), "neither can go on")
-		b.finish(2, traces[2])
-		p := b.events.last(2)
-		require.Equal(t, Resend, p.Verdict)
-		require.Greater(t, p.Limit, int64(801))
-		b.r.Append(2, 1, 500, traces[2][500:])
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 2))
-		b.gitlab.requireTrace(t, 2, traces[2])
-		require.Error(t, b.r.Err())
-		b.r.Forget(2)
-		synctest.Wait()
-		require.NoError(t, b.r.Err())
-		require.Equal(t, Resend, b.events.last(1).Verdict)
-	})
+func (e *eager) JobStatus(job int64, _ string) { e.r.Progress(job, 1) }
+
+func (e *eager) Received(job int64, p Progress) {
+	if p.Verdict == Resend {
+		e.r.Append(job, 1, p.Received, e.trace[p.Received:])
+	}
 }
 
-func TestADiskThatIsFullForFinishedJobsToo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, func(o *Options) { o.MinFree = math.MaxInt64 / 2 })
-		require.ErrorContains(t, b.r.Err(), "bytes left")
-		b.open(1)
-		require.Zero(t, b.append(1, 0, "hello").Limit)
-		b.finish(1, []byte("hello"))
-		require.Equal(t, Resend, b.events.last(1).Verdict)
-		p := b.append(1, 0, "hello")
-		require.Equal(t, Continue, p.Verdict)
-		require.Zero(t, p.Limit)
-		require.Zero(t, p.Written)
-		require.NoError(t, b.r.Fail(1, 1, store.Result{State: "failed"}, "not even this"))
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
-		b.gitlab.requireTrace(t, 1, nil)
-	})
+func (e *eager) Reported(job int64, o Outcome) {
+	e.r.Forget(job)
+	e.ended <- o
 }
 
-func TestAFullDiskIsLookedAtAgain(t *testing.T) {
+func TestEventsMayCallTheRelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
+		e := &eager{trace: []byte("hello\n"), ended: make(chan Outcome, 1)}
+		b := newBench(t, func(o *Options) { o.Events = e })
+		e.r = b.r
 		b.open(1)
-		b.append(1, 0, "hello ")
-		// The disk's failure is made by taking the descriptor away; the next write says so.
-		b.r.jobs[1].io.Lock()
-		good := b.r.jobs[1].file
-		require.NoError(t, good.Close())
-		b.r.jobs[1].io.Unlock()
-		p := b.append(1, 6, "world\n")
-		require.EqualValues(t, 6, p.Written)
-		require.EqualValues(t, 6, p.Limit)
-		require.Error(t, b.r.Err())
-		pass(time.Hour)
-		require.NoError(t, b.r.Err())
-		require.Equal(t, Resend, b.events.last(1).Verdict)
-		n := b.events.events(1)
-		p = b.append(1, 6, "world\n")
-		require.Error(t, b.r.Err(), "and again")
-		require.EqualValues(t, 6, p.Limit)
-		pass(time.Hour)
-		require.Greater(t, b.events.events(1), n)
-	})
-}
-
-func TestASpoolThatIsFullAtTheStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
-		b.open(1)
-		b.append(1, 0, strings.Repeat("x", 500))
-		require.NoError(t, b.r.Close(t.Context()))
-		b.o.MaxBytes = 100
-		b.start()
-		require.ErrorContains(t, b.r.Err(), "quota")
-		p := b.open(1)
-		require.EqualValues(t, 500, p.Received)
-		require.EqualValues(t, 500, p.Limit)
-		require.NoError(t, b.r.Fail(1, 1, store.Result{State: "failed"}, "the last word fits in"))
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
-		b.gitlab.requireTrace(t, 1, []byte(strings.Repeat("x", 500)+"\nthe last word fits in\n"))
-	})
-}
-
-func TestARestartGoesOnWhereItWas(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
-		trace := pattern(3 << 20)
-		b.open(1)
-		b.r.Append(1, 1, 0, trace[:2<<20])
-		pass(10 * time.Second)
-		b.restart()
-		before := len(b.gitlab.list(1))
-		p := b.open(1)
-		require.Equal(t, Progress{Epoch: 1, Received: 2 << 20, Written: 2 << 20, Limit: 4<<20 + TraceAllowance, Verdict: Continue, Tell: true}, p)
-		p.Reported = 0
-		again := b.open(1)
-		again.Reported = 0
-		require.Equal(t, p, again)
-		b.r.Append(1, 1, 2<<20, trace[2<<20:])
-		b.finish(1, trace)
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
-		b.gitlab.requireTrace(t, 1, trace)
-		calls := b.gitlab.list(1)[before:]
-		require.LessOrEqual(t, calls[0].to-calls[0].from, int64(4<<10), "a few bytes find out what GitLab has")
-		calls = slices.DeleteFunc(calls, func(c call) bool { return c.state != "" })
-		require.Len(t, calls, 2)
-	})
-}
-
-func TestARestartAfterALossOfPower(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
-		trace := pattern(1000)
-		b.open(1)
-		b.r.Append(1, 1, 0, trace)
-		pass(10 * time.Second) // GitLab has all of it
-		require.NoError(t, b.r.Close(t.Context()))
-		require.NoError(t, os.Truncate(filepath.Join(b.dir, b.files()[0]), 300))
-		b.start()
-		require.EqualValues(t, 300, b.open(1).Received)
-		pass(10 * time.Second)
-		b.finish(1, trace)
-		b.r.Append(1, 1, 300, trace[300:])
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
-		b.gitlab.requireTrace(t, 1, trace)
-	})
-}
-
-func TestAResultThatGitLabHasAlready(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
-		b.open(1)
-		b.append(1, 0, "hello\n")
-		b.finish(1, []byte("hello\n"))
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
-		// The control plane dies before it has written that down.
-		b.restart()
-		b.events.record(func() { clear(b.events.outcomes) })
-		b.open(1)
-		b.finish(1, []byte("hello\n"))
-		require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
-	})
-}
-
-func TestALaterEpochTakesOver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
-		b.open(1)
-		b.append(1, 0, "of the first epoch\n")
-		_, err := b.r.Open(1, 2, b.target(1))
-		require.NoError(t, err)
+		b.append(1, 0, "wrong\n")
+		b.finish(1, e.trace)
+		require.Equal(t, OutcomeAccepted, <-e.ended)
+		b.gitlab.requireTrace(t, 1, e.trace)
 		require.Empty(t, b.files())
-		require.Equal(t, Stop, b.append(1, 0, "x").Verdict)
-		b.r.Append(1, 2, 0, []byte("second"))
-		_, err = b.r.Open(1, 1, b.target(1))
-		require.ErrorIs(t, err, ErrStale)
-		b.restart()
-		_, err = b.r.Open(1, 1, b.target(1))
-		require.ErrorIs(t, err, ErrStale)
-		p, err := b.r.Open(1, 3, b.target(1))
-		require.NoError(t, err)
-		require.Zero(t, p.Written)
-	})
-}
-
-func TestALimitThatWasLoweredDoesNotCutARunningJob(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
-		b.open(1)
-		b.append(1, 0, "x")
-		b.restart()
-		target := b.target(1)
-		target.OutputLimit = 1
-		p, err := b.r.Open(1, 1, target)
-		require.NoError(t, err)
-		require.EqualValues(t, 4<<20+1, p.Limit)
-	})
-}
-
-func TestSweepRemovesWhatNobodyOpened(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
-		for id := int64(1); id <= 3; id++ {
-			b.open(id)
-			b.append(id, 0, "x")
-		}
-		b.restart()
-		b.open(2)
-		b.r.Forget(3)
-		n, err := b.r.Sweep()
-		require.NoError(t, err)
-		require.Equal(t, 1, n)
-		require.Equal(t, []string{"v1-2-1-4194304"}, b.files())
-		require.EqualValues(t, 1, b.r.Bytes())
 	})
 }

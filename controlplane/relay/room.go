@@ -27,7 +27,7 @@ type room struct {
 
 func newRoom(r *Relay) *room { return &room{r: r, wait: roomFirst} }
 
-// missing says that bytes were not taken.
+// missing says that bytes of a job, or of all, were not taken.
 func (m *room) missing(why error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -40,7 +40,7 @@ func (m *room) missing(why error) {
 	} else {
 		m.wait = roomFirst
 	}
-	m.r.log.Error("no bytes of traces are taken for want of room; agents keep them, reporting goes on", "error", why)
+	m.r.log.Error("traces cannot be written; agents keep what is not taken, reporting goes on", "error", why)
 	if m.timer == nil {
 		m.timer = time.AfterFunc(m.wait, m.look)
 	} else {
@@ -77,7 +77,7 @@ func (m *room) look() {
 	m.since = time.Now()
 	m.mu.Unlock()
 
-	m.r.log.Info("there is room for traces again")
+	m.r.log.Info("traces are taken again")
 	m.r.mu.Lock()
 	jobs := m.r.all()
 	m.r.mu.Unlock()
@@ -89,6 +89,7 @@ func (m *room) look() {
 // feed opens the window of a job whose agent waits for that.
 func (j *job) feed() {
 	j.mu.Lock()
+	j.refused = false
 	if j.closed || j.told > j.length && !j.gap {
 		j.mu.Unlock()
 		return

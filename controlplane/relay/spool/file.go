@@ -76,8 +76,8 @@ func (f *File) Length() int64 { return f.next.Load() }
 // CRC is the CRC-32 (IEEE) of these bytes.
 func (f *File) CRC() uint32 { return f.crc }
 
-// Append writes data at Length. An error says that nothing was appended, or less than all of it: Length tells. After an
-// error the spool takes no bytes until Look finds room.
+// Append writes data at Length. An error says that nothing was appended, or less than all of it: Length tells. After
+// ErrFull and ErrQuota the spool takes no bytes until Look finds room; another error concerns this file.
 func (f *File) Append(data []byte) error {
 	if err := f.s.admit(f.growth(data)); err != nil {
 		return err
@@ -110,18 +110,18 @@ func (f *File) write(data []byte) error {
 	return f.s.failed("write a spooled trace", err)
 }
 
-// failed makes an error of a write the reason why the spool takes no bytes until Look.
+// failed looks at the error of a write: one for want of space is why the spool takes no bytes until Look.
 func (s *Spool) failed(doing string, err error) error {
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
-	}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		err = fmt.Errorf("%w: %s: %w", ErrFull, doing, err)
-	} else {
-		err = fmt.Errorf("%s: %w", doing, err)
+		s.full.Store(&err)
+		return err
+	default:
+		return fmt.Errorf("%s: %w", doing, err)
 	}
-	s.full.Store(&err)
-	return err
 }
 
 // Rewind makes the next Append begin at 0. The file keeps its bytes until they are written over.

@@ -240,14 +240,26 @@ func TestFreeSpaceIsKept(t *testing.T) {
 	require.Less(t, f.Length(), int64(freeCheckEvery))
 }
 
-func TestAFailedWriteStopsTheSpoolUntilSomebodyLooks(t *testing.T) {
+func TestOnlyWantOfSpaceStopsTheSpool(t *testing.T) {
 	s := open(t, t.TempDir(), 0)
 	f := create(t, s, Key{1, 1, 1})
 	require.NoError(t, f.Append([]byte("ok")))
 	require.NoError(t, f.Close())
 	require.ErrorIs(t, f.Append([]byte("x")), os.ErrClosed)
-	require.Error(t, s.Err())
 	require.EqualValues(t, 2, f.Length())
+	require.NoError(t, s.Err(), "one bad file is no reason to refuse all")
+
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("needs a device that is always full: %v", err)
+	}
+	f.f = full
+	defer full.Close()
+	f.next.Store(0)
+	require.ErrorIs(t, f.Append([]byte("x")), ErrFull)
+	require.ErrorIs(t, s.Err(), ErrFull)
+	require.ErrorIs(t, s.Err(), unix.ENOSPC)
+	require.Zero(t, f.Length())
 	require.NoError(t, s.Look())
 	require.NoError(t, s.Err())
 }
