@@ -71,7 +71,7 @@ func (c *compiler) buildJob(j *job, i instance, variables []Variable) (*Job, *ne
 			return nil, nil
 		}
 		r := c.match(j.rules, s)
-		if r == nil || r.when == never {
+		if r == nil || r.when == never || !c.spend(len(r.variables)) {
 			return nil, nil
 		}
 		needs = apply(r, out, needs)

@@ -42,7 +42,7 @@ func (x *extender) entry(name string, n *node) *node {
 	}
 	path := join(join("jobs", name), "extends")
 	var parents []string
-	ok := true
+	var ok bool
 	if v.kind == kindList {
 		parents, ok = x.c.texts(v, path)
 	} else {

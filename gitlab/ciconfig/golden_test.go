@@ -32,9 +32,11 @@ func TestGoldenErrors(t *testing.T) {
 			want, readErr := os.ReadFile(golden)
 			require.NoError(t, readErr)
 			require.Equal(t, string(want), err.Error()+"\n")
-			for _, e := range err.(Errors) { //nolint:errorlint // the concrete type is the contract
-				require.Positive(t, e.Line, e)
-				require.Positive(t, e.Column, e)
+			var errs Errors
+			require.ErrorAs(t, err, &errs)
+			for _, e := range errs {
+				require.Positivef(t, e.Line, "%s", e)
+				require.Positivef(t, e.Column, "%s", e)
 			}
 		})
 	}

@@ -4,12 +4,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
-// Input that is made to be expensive is refused, and soon.
+// Input that is made to be expensive is refused before it is.
 func TestBombs(t *testing.T) {
 	levels := func(n int, line func(i int) string) string {
 		var b strings.Builder
@@ -75,9 +74,7 @@ func TestBombs(t *testing.T) {
 		"a long expression":       {"job: {script: x, rules: [{if: '" + strings.Repeat("$A || ", 100_000) + "$A'}]}", "more than 99 parts"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			start := time.Now()
 			require.Contains(t, refuse(t, tc.src, Options{}), tc.want)
-			t.Logf("%d bytes in %s", len(tc.src), time.Since(start).Round(time.Millisecond))
 		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -263,15 +264,15 @@ func (l *loader) merge(y *yaml.Node, value *node, set func(field)) bool {
 	if value.kind == kindList {
 		maps = value.items
 	}
-	for i := len(maps) - 1; i >= 0; i-- { // the first of a list wins
-		if maps[i].kind != kindMap {
-			l.fail(y, "the merge key << takes a mapping or a list of mappings, this is "+maps[i].kind.String(), "write <<: *anchor")
+	for _, m := range slices.Backward(maps) { // the first of a list wins
+		if m.kind != kindMap {
+			l.fail(y, "the merge key << takes a mapping or a list of mappings, this is "+m.kind.String(), "write <<: *anchor")
 			return false
 		}
-		if !l.count(y, len(maps[i].fields)) {
+		if !l.count(y, len(m.fields)) {
 			return false
 		}
-		for _, f := range maps[i].fields {
+		for _, f := range m.fields {
 			set(f)
 		}
 	}

@@ -2,6 +2,7 @@ package ciconfig
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,8 +52,8 @@ func TestExtendsGoesOverElevenLevels(t *testing.T) {
 	backwards := func(n int) string {
 		lines := strings.Split(strings.TrimSpace(chain(n)), "\n")
 		var b strings.Builder
-		for i := len(lines) - 1; i >= 0; i-- {
-			b.WriteString(lines[i] + "\n")
+		for _, line := range slices.Backward(lines) {
+			b.WriteString(line + "\n")
 		}
 		return b.String()
 	}

@@ -103,7 +103,7 @@ func (c *compiler) needMapping(d *need, n *node, path string) bool {
 		}
 		return false
 	}
-	ok := true
+	var ok bool
 	d.job, ok = c.text(v, join(path, "job"))
 	if ok && d.job == "" {
 		c.fail(v, join(path, "job"), "", "the name is empty")

@@ -2,6 +2,7 @@ package ciconfig
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -161,8 +162,8 @@ func combine(keys []string, values [][]string) []cell {
 		var next []cell
 		for _, cl := range cells {
 			for _, v := range values[i] {
-				variables := append(append([]Variable(nil), cl.variables...), Variable{Key: key, Value: v, Public: true})
-				next = append(next, cell{variables: variables})
+				variable := Variable{Key: key, Value: v, Public: true}
+				next = append(next, cell{variables: slices.Concat(cl.variables, []Variable{variable})})
 			}
 		}
 		cells = next

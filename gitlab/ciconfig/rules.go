@@ -211,11 +211,11 @@ func (c *compiler) match(list *ruleList, s *scope) *rule {
 			if expanded == nil { // GitLab: variables inside variables count for changes, not for exists
 				expanded = s.expanded()
 			}
-			if !c.any(r, "changes", r.changes, expanded, c.opt.Changes) {
+			if !c.matchesAny(r, "changes", r.changes, expanded, c.opt.Changes) {
 				continue
 			}
 		}
-		if r.exists != nil && !c.any(r, "exists", r.exists, s.lookup, c.opt.Exists) {
+		if r.exists != nil && !c.matchesAny(r, "exists", r.exists, s.lookup, c.opt.Exists) {
 			continue
 		}
 		return r
@@ -223,8 +223,8 @@ func (c *compiler) match(list *ruleList, s *scope) *rule {
 	return nil
 }
 
-// any tells whether one of the patterns matches.
-func (c *compiler) any(r *rule, keyword string, patterns []string, lookup func(string) (string, bool), ask func(string) (bool, error)) bool {
+// matchesAny tells whether one of the patterns matches.
+func (c *compiler) matchesAny(r *rule, keyword string, patterns []string, lookup func(string) (string, bool), ask func(string) (bool, error)) bool {
 	for _, p := range patterns {
 		p = expand(p, lookup, true)
 		yes, err := ask(p)

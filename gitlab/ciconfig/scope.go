@@ -24,8 +24,8 @@ type scope struct {
 }
 
 func (s *scope) variable(key string) (Variable, bool) {
-	for i := len(s.layers) - 1; i >= 0; i-- {
-		if v, ok := s.layers[i][key]; ok {
+	for _, l := range slices.Backward(s.layers) {
+		if v, ok := l[key]; ok {
 			return v, true
 		}
 	}
