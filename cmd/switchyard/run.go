@@ -27,7 +27,7 @@ type runCmd struct {
 	Dir      string        `short:"C" type:"path" default:"." placeholder:"DIR" help:"The project's folder; it need not be a git repository. A folder with a .gitlab-ci.yml is a project of its own."`
 	Ref      string        `placeholder:"REF" help:"Run this branch, tag or commit instead of the working tree."`
 	List     bool          `short:"l" help:"List the pipeline's jobs and run none."`
-	Variable []string      `short:"v" sep:"none" placeholder:"KEY=VALUE" help:"A variable for all jobs; KEY alone takes it from the environment. May be repeated."`
+	Variable []string      `short:"v" sep:"none" placeholder:"KEY=VALUE" help:"A variable for all jobs; KEY alone takes it from the environment as it is. May be repeated."`
 	Slots    int           `name:"jobs" short:"j" placeholder:"N" help:"How many jobs may run at once (the number of CPUs)."`
 	File     string        `placeholder:"FILE" help:"The configuration, instead of .gitlab-ci.yml."`
 	Source   string        `enum:"push,web,schedule,api,trigger,pipeline,merge_request_event" default:"push" help:"What CI_PIPELINE_SOURCE says (${enum})."`
@@ -104,7 +104,7 @@ func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables
 		screen.abandon()
 		return end(err)
 	}
-	if err := screen.finish(p); err != nil {
+	if err := screen.finish(p); err != nil && !steering.deaf {
 		return end(fmt.Errorf("show the result: %w", err))
 	}
 	if c.Output == "json" {
@@ -201,16 +201,18 @@ func tagsOf(p coordinator.Pipeline) []string {
 func (c *runCmd) variables(lookup func(string) (string, bool)) ([]ciconfig.Variable, error) {
 	var list []ciconfig.Variable
 	for _, v := range c.Variable {
-		key, value, given := strings.Cut(v, "=")
+		key, value, fromHere := strings.Cut(v, "=")
 		if !validKey(key) {
 			return nil, fmt.Errorf("--variable %q: a variable's name has letters, digits and _, as in KEY=VALUE", key)
 		}
-		if !given {
-			if value, given = lookup(key); !given {
+		if !fromHere {
+			var set bool
+			if value, set = lookup(key); !set {
 				return nil, fmt.Errorf("--variable %s: there is no such variable in the environment; give it a value with %[1]s=VALUE", key)
 			}
 		}
-		list = append(list, ciconfig.Variable{Key: key, Value: value})
+		// What is in the environment is meant as it is; a value that is written here may name other variables.
+		list = append(list, ciconfig.Variable{Key: key, Value: value, Raw: !fromHere})
 	}
 	return list, nil
 }

@@ -26,12 +26,14 @@ func (c *runCmd) list(ctx context.Context, std streams, scratch string, variable
 		return err
 	}
 	p, err := project.create(ctx, gitlab, c, variables)
-	if err == nil && c.Output == "json" {
+	for _, w := range p.Warnings {
+		fmt.Fprintln(std.err, "warning:", tracetext.Clean(w))
+	}
+	switch {
+	case err != nil:
+	case c.Output == "json":
 		err = printJSON(std.out, listed(p))
-	} else if err == nil {
-		for _, w := range p.Warnings {
-			fmt.Fprintln(std.err, "warning:", tracetext.Clean(w))
-		}
+	default:
 		err = printTable(std.out, p)
 	}
 	if closeErr := gitlab.Close(); err == nil {

@@ -62,6 +62,15 @@ func findProject(ctx context.Context, c *runCmd, scratch string) (*project, erro
 			return nil, usageError(err)
 		}
 	}
+	if c.Ref == "" {
+		there, err := exists(filepath.Join(p.Top, filepath.FromSlash(p.config)))
+		if err == nil && !there {
+			err = fmt.Errorf("there is no %s in %s (-C names another project, --file another configuration)", p.config, p.Top)
+		}
+		if err != nil {
+			return nil, usageError(err)
+		}
+	}
 	return p, nil
 }
 
@@ -177,12 +186,12 @@ func (p *project) explain(err error) error {
 			shown.File = p.show(m.File)
 			lines[i] = tracetext.Clean(shown.Error())
 		}
-		return errors.New("the configuration cannot be used:\n" + strings.Join(lines, "\n"))
+		if errors.Is(err, coordinator.ErrNoPipeline) {
+			return fmt.Errorf("there is nothing to run:\n%s\n(--source, --ref and --variable change what rules see)", strings.Join(lines, "\n"))
+		}
+		return fmt.Errorf("the configuration cannot be used:\n%s", strings.Join(lines, "\n"))
 	}
-	if errors.Is(err, coordinator.ErrNoPipeline) {
-		return fmt.Errorf("%w (--source, --ref and --variable change what rules see)", err)
-	}
-	return err
+	return errors.New(strings.TrimPrefix(err.Error(), fmt.Sprintf("project %s, %s: ", p.path, p.Ref)))
 }
 
 // show is the path of a file of the project as the user would write it here.

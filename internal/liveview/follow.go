@@ -18,6 +18,9 @@ type View interface {
 	Pipeline(p coordinator.Pipeline)
 	// Output: a job has written lines, which are complete and safe to print (package tracetext).
 	Output(job coordinator.Job, lines []string)
+	// Partial: what a job has written of a line that is not complete, empty if there is none; until the next Output or
+	// Partial for this job.
+	Partial(job coordinator.Job, line string)
 	// Ended: an attempt of a job has ended, and all its output was shown.
 	Ended(job coordinator.Job)
 }
@@ -179,6 +182,9 @@ func (f *follower) read(t *follow) error {
 	}
 	if len(lines) > 0 {
 		f.view.Output(t.job, lines)
+	}
+	if n > 0 && !t.cut {
+		f.view.Partial(t.job, t.lines.Partial())
 	}
 	if t.ended {
 		f.view.Ended(t.job)

@@ -107,6 +107,8 @@ func (r *record) Output(j coordinator.Job, lines []string) {
 	r.output[j.Name] = append(r.output[j.Name], lines...)
 }
 
+func (r *record) Partial(coordinator.Job, string) {}
+
 func (r *record) Ended(j coordinator.Job) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -184,7 +186,7 @@ func TestPlain(t *testing.T) {
 	for _, line := range []string{
 		"one         │ green\n", "one         │\n", "one         ✓ passed after 0.0s\n",
 		"two: [漢字] │ hostile\n", "two: [漢字] │ no line break\n", "two: [漢字] ✗ failed, exit code 3 after 0.0s\n",
-		" test  ✓ one            0.0s\n", "✗ pipeline failed in 0.0s: 1 of 2 jobs failed: two: [漢字]\n",
+		" test  ✓ one            0.0s\n", "✗ pipeline failed after 0.0s: 1 of 2 jobs failed: two: [漢字]\n",
 	} {
 		require.Contains(t, text, line)
 	}
@@ -217,16 +219,20 @@ func TestLiveDrawsAtMostTenTimesASecond(t *testing.T) {
 			view.Pipeline(p)
 			time.Sleep(time.Millisecond)
 		}
+		view.Partial(p.Jobs[0], "a prompt? ")
 		view.Output(p.Jobs[1], []string{"why"})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.Contains(t, term.text(), "       │ a prompt?")
 		view.Ended(p.Jobs[0])
 		view.Ended(p.Jobs[1])
 		view.Print("a warning")
 		view.Say("canceling")
 		synctest.Wait()
-		require.LessOrEqual(t, frames.n, 11)
+		require.LessOrEqual(t, frames.n, 14)
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		require.InDelta(t, 16, frames.n, 2, "the time is shown every second")
+		require.InDelta(t, 18, frames.n, 2, "the time is shown every second")
 		require.Contains(t, term.text(), "a warning")
 		require.Contains(t, term.text(), "canceling")
 		cancel()

@@ -23,7 +23,9 @@ type Frame struct {
 	Pipeline      coordinator.Pipeline
 	// Tails are the last lines of jobs, by id, as package tracetext makes them.
 	Tails map[int64][]string
-	Now   time.Time
+	// Partial are the lines that jobs have not completed, by id.
+	Partial map[int64]string
+	Now     time.Time
 }
 
 // Lines draws the frame into at most height lines of at most width columns. Jobs that run or failed are shown for as long
@@ -236,16 +238,25 @@ func (f Frame) row(stage string, r row, cols columns, withOutput bool, s Style) 
 	note := note(*r.job, r.of, f.Now)
 	noteColor := looks[r.of].color
 	if r.of == running && withOutput && note == "" {
-		if tail := f.Tails[r.job.ID]; len(tail) > 0 {
+		if tail := f.lastLines(r.job.ID); len(tail) > 0 {
 			note, noteColor = tracetext.Bare(tail[len(tail)-1]), dim
 		}
 	}
 	return s.fit(strings.TrimRight(left+name+" "+time+"  "+s.paint(noteColor, note), " "), cols.width)
 }
 
+// lastLines are the last lines of a job, the one that is not complete included.
+func (f Frame) lastLines(job int64) []string {
+	tail := f.Tails[job]
+	if partial := f.Partial[job]; partial != "" {
+		return append(tail[:len(tail):len(tail)], partial)
+	}
+	return tail
+}
+
 // tail draws the last lines of a running job.
 func (f Frame) tail(j coordinator.Job, cols columns, limit int, s Style) []string {
-	tail := f.Tails[j.ID]
+	tail := f.lastLines(j.ID)
 	tail = tail[max(0, len(tail)-limit):]
 	indent := strings.Repeat(" ", cols.stage+3) + s.paint(cyan, s.pick("│", "|")) + " "
 	lines := make([]string, len(tail))

@@ -185,9 +185,9 @@ func TestSummary(t *testing.T) {
 	f.Pipeline.Status, f.Pipeline.FinishedAt = "failed", at(68)
 	golden(t, "summary-failed", Summary(f.Pipeline, 80, Style{}))
 	for status, want := range map[string]string{
-		"success":  "✓ pipeline passed in 1m08s: 2 jobs passed, 1 failed and may: licence-scan, 1 waits to be started by hand: production",
-		"canceled": "⊘ pipeline canceled in 1m08s: 4 jobs ended before",
-		"skipped":  "» pipeline skipped in 1m08s: no job was to run",
+		"success":  "✓ pipeline passed after 1m08s: 2 jobs passed, 1 failed and may: licence-scan, 1 waits to be started by hand: production",
+		"canceled": "⊘ pipeline canceled after 1m08s: 4 of 13 jobs had ended before",
+		"skipped":  "» pipeline skipped after 1m08s: no job was to run",
 	} {
 		f.Pipeline.Status = status
 		lines := Summary(f.Pipeline, 0, Style{})

@@ -34,13 +34,15 @@ type Live struct {
 	notice   string
 	above    strings.Builder // lines to be printed above
 	tails    map[int64][]string
-	changed  chan struct{} // capacity 1
+	partial  map[int64]string // lines that are not complete
+	changed  chan struct{}    // capacity 1
 }
 
 // NewLive makes a view on out, a terminal whose size is what size returns.
 func NewLive(out io.Writer, size func() (width, height int), title string, s Style) *Live {
 	return &Live{
 		title: title, style: s, size: size, region: region{out: out}, tails: map[int64][]string{},
+		partial: map[int64]string{},
 		changed: make(chan struct{}, 1),
 	}
 }
@@ -100,7 +102,7 @@ func (l *Live) draw(now time.Time) {
 		return
 	}
 	width, height := l.size()
-	f := Frame{Title: l.title, Notice: l.notice, Pipeline: l.pipeline, Tails: l.tails, Now: now}
+	f := Frame{Title: l.title, Notice: l.notice, Pipeline: l.pipeline, Tails: l.tails, Partial: l.partial, Now: now}
 	above := l.above.String()
 	l.above.Reset()
 	// The cursor needs a line of its own. A terminal that cannot be written to is nobody's concern here: the pipeline
@@ -144,18 +146,31 @@ func (l *Live) Output(j coordinator.Job, lines []string) {
 	l.mu.Lock()
 	tail := append(l.tails[j.ID], lines...)
 	l.tails[j.ID] = append([]string(nil), tail[max(0, len(tail)-keep):]...)
+	delete(l.partial, j.ID)
+	l.mu.Unlock()
+	l.wake()
+}
+
+// Partial takes what is there of a job's next line.
+func (l *Live) Partial(j coordinator.Job, line string) {
+	l.mu.Lock()
+	if line == "" {
+		delete(l.partial, j.ID)
+	} else {
+		l.partial[j.ID] = line
+	}
 	l.mu.Unlock()
 	l.wake()
 }
 
 // Ended drops what is not needed any more.
 func (l *Live) Ended(j coordinator.Job) {
-	if c := classOf(j); c == failed || c == tolerated {
-		return
-	}
 	l.mu.Lock()
-	delete(l.tails, j.ID)
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	delete(l.partial, j.ID)
+	if c := classOf(j); c != failed && c != tolerated {
+		delete(l.tails, j.ID)
+	}
 }
 
 // Leave leaves the terminal in order, with what is on it. Run must have returned.
@@ -173,12 +188,6 @@ func (l *Live) Finish(p coordinator.Pipeline) error {
 	width, height := l.size()
 	above := l.above.String()
 	l.above.Reset()
-	if err := l.region.draw(above, nil, width, height); err != nil {
-		return err
-	}
-	if err := l.region.leave(); err != nil {
-		return err
-	}
 	var lines []string
 	for _, j := range p.Jobs {
 		c := classOf(j)
@@ -192,6 +201,8 @@ func (l *Live) Finish(p coordinator.Pipeline) error {
 		lines = append(append(lines, Failure(j, tail, width, l.style)...), "")
 	}
 	lines = append(lines, Summary(p, width, l.style)...)
-	_, err := io.WriteString(l.region.out, strings.Join(lines, "\n")+"\n")
-	return err
+	if err := l.region.draw(above+strings.Join(lines, "\n")+"\n", nil, width, height); err != nil {
+		return err
+	}
+	return l.region.leave()
 }

@@ -63,6 +63,9 @@ func (v *Plain) Output(j coordinator.Job, lines []string) {
 	v.write(b.String())
 }
 
+// Partial does nothing: lines are written when they are complete.
+func (*Plain) Partial(coordinator.Job, string) {}
+
 // Ended says how a job has ended.
 func (v *Plain) Ended(j coordinator.Job) {
 	c := classOf(j)

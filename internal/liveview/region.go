@@ -29,18 +29,23 @@ type region struct {
 // width and height are the terminal's now: if it has become narrower, it has broken the lines that are there.
 func (r *region) draw(above string, lines []string, width, height int) error {
 	var b strings.Builder
-	b.WriteString(r.up(width, height))
-	if above != "" {
-		// What is printed may be long: it is broken by the terminal, and copied from it as one line.
-		b.WriteString(eraseBelow + strings.ReplaceAll(above, "\n", eraseLine+"\r\n"))
+	rows := r.rows(width, height)
+	b.WriteString(up(rows))
+	if above != "" || len(lines) == 0 {
+		// Row by row: when everything is erased at once some terminals take the screen for worth keeping. And before the
+		// text, which the terminal may break.
+		b.WriteString(strings.Repeat(eraseLine+"\r\n", rows) + up(rows) + strings.ReplaceAll(above, "\n", "\r\n"))
 	}
 	b.WriteString(noWrap)
 	drawn := make([]int, len(lines))
 	for i, line := range lines {
-		b.WriteString(line + eraseLine + "\r\n")
+		b.WriteString(eraseLine + line + "\r\n") // erased first: at the right edge it would take the last character
 		drawn[i] = widthOf(line)
 	}
-	b.WriteString(eraseBelow + wrap)
+	b.WriteString(wrap)
+	if len(lines) > 0 {
+		b.WriteString(eraseBelow)
+	}
 	if b.String() == r.last {
 		return nil
 	}
@@ -56,14 +61,18 @@ func (r *region) leave() error {
 	return err
 }
 
-// up moves the cursor to where the region begins.
-func (r *region) up(width, height int) string {
+// rows is how many rows of the screen the region takes.
+func (r *region) rows(width, height int) int {
 	rows := 0
 	for _, w := range r.drawn {
 		rows += max(1, (w+width-1)/max(1, width))
 	}
-	rows = min(rows, height-1)
-	if rows <= 0 {
+	return max(0, min(rows, height-1))
+}
+
+// up moves the cursor to the begin of a row above.
+func up(rows int) string {
+	if rows == 0 {
 		return "\r"
 	}
 	return "\r\x1b[" + strconv.Itoa(rows) + "A"

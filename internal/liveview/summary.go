@@ -32,7 +32,7 @@ func (s Style) verdict(p coordinator.Pipeline) string {
 	}
 	took := ""
 	if !p.FinishedAt.IsZero() {
-		took = " in " + Span(p.FinishedAt.Sub(p.CreatedAt))
+		took = " after " + Span(p.FinishedAt.Sub(p.CreatedAt))
 	}
 	say := func(c class, text string) string {
 		return s.symbol(c) + " " + s.paint(bold, "pipeline "+text) + took
@@ -50,7 +50,8 @@ func (s Style) verdict(p coordinator.Pipeline) string {
 	case "failed":
 		return say(failed, "failed") + fmt.Sprintf(": %d of %s failed: %s", len(names[failed]), several(len(p.Jobs), "job", "jobs"), list(names[failed]))
 	case "canceled":
-		return say(canceled, "canceled") + fmt.Sprintf(": %s ended before", several(len(names[passed])+len(names[failed])+len(names[tolerated]), "job", "jobs"))
+		ended := len(names[passed]) + len(names[failed]) + len(names[tolerated])
+		return say(canceled, "canceled") + fmt.Sprintf(": %d of %s had ended before", ended, several(len(p.Jobs), "job", "jobs"))
 	case "skipped":
 		return say(skipped, "skipped") + ": no job was to run"
 	case "manual":

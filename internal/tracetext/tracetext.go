@@ -290,17 +290,30 @@ func marker(line []byte) int {
 	return at
 }
 
+// Partial is what there is of a line that is not complete: a prompt, a progress bar. It is as safe as a whole line.
+func (l *Lines) Partial() string {
+	if l.cr && marker(l.line[l.colorEnd:]) >= 0 {
+		return ""
+	}
+	return l.whole()
+}
+
 // end emits the line.
 func (l *Lines) end(emit func(string)) {
+	emit(l.whole())
+	l.clear()
+}
+
+// whole is the line with its colours.
+func (l *Lines) whole() string {
 	switch {
 	case l.begin == style{} && l.colored == 0:
-		emit(string(l.line))
+		return string(l.line)
 	case l.begin == style{}:
-		emit(string(l.line) + reset)
+		return string(l.line) + reset
 	default:
-		emit(l.begin.sequence() + string(l.line) + reset)
+		return l.begin.sequence() + string(l.line) + reset
 	}
-	l.clear()
 }
 
 // clear begins a new line.

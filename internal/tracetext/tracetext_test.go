@@ -139,6 +139,24 @@ func equal(a, b []string) bool {
 	return strings.Join(a, "\n") == strings.Join(b, "\n") && len(a) == len(b)
 }
 
+func TestPartial(t *testing.T) {
+	l := New(true, 0)
+	for _, c := range []struct{ write, want string }{
+		{"", ""},
+		{"name? ", "name? "},
+		{"x\n", ""},
+		{"\x1b[32m 5%", "\x1b[0;32m 5%\x1b[0m"},
+		{"\r", "\x1b[0;32m 5%\x1b[0m"},
+		{"10%", "\x1b[0;32m10%\x1b[0m"},
+		{"\x1b[m\n", ""},
+		{"section_end:1:a\r", ""},
+		{"\x1b[0K", ""},
+	} {
+		l.Write([]byte(c.write), func(string) {})
+		require.Equal(t, c.want, l.Partial(), "%q", c.write)
+	}
+}
+
 func TestClean(t *testing.T) {
 	require.Equal(t, "build: [linux, amd64] x y", Clean("build: \x1b[31m[linux,\tamd64]\nx y\x1b[2J"))
 }
