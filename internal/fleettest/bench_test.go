@@ -34,12 +34,15 @@ func BenchmarkTrivialJobs(b *testing.B) {
 		began := time.Now()
 		done := runJobs(b, p, jobs)
 		took := time.Since(began)
-		used := p.cpu() - before
+		used := p.cpu().minus(before)
 		for _, j := range done {
 			requireWhole(b, j)
 		}
 		b.ReportMetric(jobs/took.Seconds(), "jobs/s")
-		b.ReportMetric(float64(used.Microseconds())/1000/jobs, "cpu-ms/job")
+		b.ReportMetric(milliseconds(used.all())/jobs, "cpu-ms/job")
+		b.ReportMetric(milliseconds(used.plane)/jobs, "cpu-ms/job-plane")
+		b.ReportMetric(milliseconds(used.agents)/jobs, "cpu-ms/job-agent")
+		b.ReportMetric(milliseconds(used.jobs)/jobs, "cpu-ms/job-job")
 		b.ReportMetric(0, "ns/op")
 	}
 }
@@ -138,12 +141,15 @@ func BenchmarkTrace(b *testing.B) {
 		run := pipeline(b, p.gitlab, project(b, p.gitlab, "group/trace"), "job: {script: [cat "+big+"]}")
 		done := wait(b, p.gitlab, run)
 		took := time.Since(began)
-		used := p.cpu() - before
+		used := p.cpu().minus(before)
 		require.Equal(b, "success", done.Status)
 		requireWhole(b, done.Jobs[0])
 		mb := float64(done.Jobs[0].TraceSize) / 1e6
 		b.ReportMetric(mb/took.Seconds(), "MB/s")
-		b.ReportMetric(float64(used.Microseconds())/1000/mb, "cpu-ms/MB")
+		b.ReportMetric(milliseconds(used.all())/mb, "cpu-ms/MB")
+		b.ReportMetric(milliseconds(used.plane)/mb, "cpu-ms/MB-plane")
+		b.ReportMetric(milliseconds(used.agents)/mb, "cpu-ms/MB-agent")
+		b.ReportMetric(milliseconds(used.jobs)/mb, "cpu-ms/MB-job")
 		b.ReportMetric(0, "ns/op")
 	}
 }
@@ -163,29 +169,42 @@ func BenchmarkMemoryAtRest(b *testing.B) {
 	}
 }
 
-// cpu is the time that the control plane, the agents and the jobs that have ended have used, in user and system mode.
-func (p *processes) cpu() time.Duration {
-	p.t.Helper()
-	total := processTime(p.t, p.plane.cmd.Process.Pid)
-	for _, a := range p.agents {
-		total += processTime(p.t, a.cmd.Process.Pid)
-	}
-	return total
+// cpuTime is what the parts of a fleet have used in user and system mode; jobs are those that have ended.
+type cpuTime struct{ plane, agents, jobs time.Duration }
+
+func (c cpuTime) all() time.Duration { return c.plane + c.agents + c.jobs }
+
+func (c cpuTime) minus(o cpuTime) cpuTime {
+	return cpuTime{c.plane - o.plane, c.agents - o.agents, c.jobs - o.jobs}
 }
 
-// processTime reads utime, stime, cutime and cstime of proc(5); a tick is 10 ms, which the many jobs even out.
-func processTime(t testing.TB, pid int) time.Duration {
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func (p *processes) cpu() cpuTime {
+	p.t.Helper()
+	var c cpuTime
+	c.plane, _ = processTime(p.t, p.plane.cmd.Process.Pid)
+	for _, a := range p.agents {
+		self, children := processTime(p.t, a.cmd.Process.Pid)
+		c.agents += self
+		c.jobs += children
+	}
+	return c
+}
+
+// processTime reads utime and stime, cutime and cstime of proc(5); a tick is 10 ms, which the many jobs even out.
+func processTime(t testing.TB, pid int) (self, children time.Duration) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	require.NoError(t, err)
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+2:]))
-	var ticks int64
-	for _, f := range fields[11:15] {
+	var times [4]time.Duration
+	for i, f := range fields[11:15] {
 		n, err := strconv.ParseInt(f, 10, 64)
 		require.NoError(t, err)
-		ticks += n
+		times[i] = time.Duration(n) * 10 * time.Millisecond
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond
+	return times[0] + times[1], times[2] + times[3]
 }
 
 // memory returns a process's anonymous and resident memory in MiB.
