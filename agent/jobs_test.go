@@ -292,6 +292,16 @@ func TestAPayloadOfFiveMegabytes(t *testing.T) {
 	f.WholeTrace(1, result)
 }
 
+func TestAPayloadThatIsAskedForTooEarly(t *testing.T) {
+	_, f, s := connect(t, fakejob.New(t))
+	s.Offer(one)
+	s.Accepted(one)
+	require.Eventually(t, func() bool { return f.Fetched() > 0 }, fakefleet.Patience, time.Millisecond)
+	f.SetPayload(1, fakejob.Payload(1, "print x"))
+	s.Start(one)
+	require.Equal(t, "success", s.Finished(one).GetState())
+}
+
 func TestConcurrentIDsAreTheLowestThatAreFree(t *testing.T) {
 	r, f, s := connect(t, fakejob.New(t))
 	dir := t.TempDir()

@@ -52,7 +52,7 @@ func (l *loop) mayLeave() bool {
 		default:
 			return false
 		}
-		if n, ok := l.traces.Received(ref); ok && n < job.Result().GetTraceLength() {
+		if !l.traces.Delivered(ref, job.Result().GetTraceLength()) {
 			return false
 		}
 	}

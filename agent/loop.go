@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/switchyard-ci/switchyard/agent/ledger"
@@ -241,8 +242,13 @@ func (l *loop) send(m *fleetv1.SessionRequest) {
 
 func offerReply(ref ledger.Ref, accepted bool, reason string) *fleetv1.SessionRequest {
 	return &fleetv1.SessionRequest{Message: &fleetv1.SessionRequest_OfferReply{
-		OfferReply: &fleetv1.OfferReply{Ref: ref.Proto(), Accepted: accepted, Reason: reason[:min(len(reason), 1024)]},
+		OfferReply: &fleetv1.OfferReply{Ref: ref.Proto(), Accepted: accepted, Reason: valid(reason, 1024)},
 	}}
+}
+
+// valid is at most n bytes of text as the contract takes it.
+func valid(text string, n int) string {
+	return strings.ToValidUTF8(text[:min(len(text), n)], "")
 }
 
 // checkRoom looks at the disk; while it is full, no jobs are taken.

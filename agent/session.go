@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -21,6 +22,9 @@ const protocol = 1
 const (
 	leastPeriod = 10 * time.Millisecond
 	mostPeriod  = 10 * time.Minute
+	// maxResults is how many jobs' results Hello has, maxHeld how many jobs an agent holds: the contract has a limit.
+	maxResults = 500
+	maxHeld    = 15000
 	// maxPings is how many unanswered pings are remembered.
 	maxPings = 16
 )
@@ -68,11 +72,11 @@ func (l *loop) opened(d dialed) {
 }
 
 func (l *loop) hello() *fleetv1.Hello {
-	hostname, _ := os.Hostname()
+	hostname, _ := os.Hostname() // for people only
 	h := &fleetv1.Hello{
 		BootId: l.bootID, HostId: hostID(), ProtocolMin: protocol, ProtocolMax: protocol,
 		Capabilities: []string{"drain", "attach"}, Version: buildinfo.Version(), Os: runtime.GOOS, Arch: runtime.GOARCH,
-		Hostname: hostname, Labels: l.config.Labels, Slots: uint32(l.config.Slots), //nolint:gosec // checked
+		Hostname: valid(hostname, 255), Labels: l.config.Labels, Slots: uint32(l.config.Slots), //nolint:gosec // checked
 		Draining: l.refusing() != "",
 	}
 	for _, x := range l.config.Executors {
@@ -81,10 +85,12 @@ func (l *loop) hello() *fleetv1.Hello {
 			Name: x.Name(), Features: f.Runner.Union(jobFeatures()).Names(), Shell: f.Shell, SurvivesAgent: f.SurvivesAgent,
 		})
 	}
+	// Results follow as reports; here they are left out when there are so many that the message could become too long.
+	few := l.ledger.Len() <= maxResults
 	l.ledger.Held(func(ref ledger.Ref, phase ledger.Phase) {
 		job := l.jobs[ref]
 		held := &fleetv1.HeldJob{Ref: ref.Proto(), State: phase.State(), TraceLength: job.TraceLength()}
-		if phase == ledger.Finished {
+		if phase == ledger.Finished && few {
 			held.Result = job.Result()
 		}
 		h.Jobs = append(h.Jobs, held)
@@ -193,6 +199,11 @@ func (l *loop) message(m *fleetv1.SessionResponse) {
 // welcome begins the steady state.
 func (l *loop) welcome(w *fleetv1.Welcome) {
 	s := l.session
+	if chosen := w.GetProtocol(); chosen != protocol {
+		l.link.fail(&uplink.Error{Kind: uplink.Incompatible, Text: fmt.Sprintf(
+			"the control plane at %s chose protocol %d, this agent speaks %d: upgrade the older of the two", l.config.Server, chosen, protocol)})
+		return
+	}
 	s.welcomed = true
 	s.period = min(max(w.GetPingPeriod().AsDuration(), leastPeriod), mostPeriod)
 	l.tick.Reset(s.period)
@@ -252,8 +263,12 @@ func (l *loop) sendTraces(link *link) {
 func (l *loop) offer(now time.Time, ref ledger.Ref, o *fleetv1.Offer) {
 	l.checkRoom()
 	refusal := l.refusing()
-	if refusal == "" && l.Agent.jobs.Executors[o.GetExecutor()] == nil {
+	switch {
+	case refusal != "":
+	case l.Agent.jobs.Executors[o.GetExecutor()] == nil:
 		refusal = "this agent has no executor " + o.GetExecutor()
+	case l.ledger.Len() >= maxHeld:
+		refusal = "too many finished jobs of this agent wait to be reported"
 	}
 	l.session.offers[ref] = supervisor.IntentOf(o)
 	l.apply(l.ledger.Offer(now, ref, refusal))

@@ -109,7 +109,7 @@ func remove(dir string) error {
 
 // fresh brings a job from the accepted offer to its result.
 func (w *work) fresh() {
-	payload, fetchErr := w.config.Fetch(w.preparing, w.Intent.Ref())
+	payload, fetchErr := w.fetch()
 	if !w.awaitLaunch() {
 		return
 	}
@@ -147,6 +147,24 @@ func (w *work) fresh() {
 		return
 	}
 	w.exec()
+}
+
+// fetch gets the payload, if possible before the job is launched. Until then a refusal is not final: the request may have
+// overtaken the acceptance.
+func (w *work) fetch() ([]byte, error) {
+	backoff := uplink.Backoff{First: 20 * time.Millisecond, Most: 5 * time.Second}
+	for {
+		launched := w.current().launched
+		payload, err := w.config.Fetch(w.preparing, w.Intent.Ref())
+		if err == nil || launched || w.preparing.Err() != nil {
+			return payload, err
+		}
+		select {
+		case <-w.news:
+		case <-time.After(backoff.Next()):
+		case <-w.life.Done():
+		}
+	}
 }
 
 // awaitLaunch returns false if the job's life ends before it is launched.

@@ -30,7 +30,8 @@ type Config struct {
 	// JobBinary is the path of switchyard-job.
 	JobBinary string
 	Executors map[string]executors.Executor
-	// Fetch gets a payload. It repeats what may succeed later and returns when ctx ends, or with an error that is final.
+	// Fetch gets a payload. It repeats what a broken connection may explain, and returns when ctx ends or the control
+	// plane refuses.
 	Fetch func(ctx context.Context, ref ledger.Ref) ([]byte, error)
 	// Traces sends them.
 	Traces *tracestream.Sender

@@ -124,15 +124,13 @@ func (s *Sender) Resume(ref ledger.Ref, received int64) {
 	}
 }
 
-// Received is how many bytes of the trace the control plane has for good; ok is false for a ref that is not known.
-func (s *Sender) Received(ref ledger.Ref) (n int64, ok bool) {
+// Delivered says whether the control plane has length bytes of the trace for good, or wants no more of it. What is not
+// known is delivered.
+func (s *Sender) Delivered(ref ledger.Ref, length int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	j := s.jobs[ref]
-	if j == nil {
-		return 0, false
-	}
-	return j.received, true
+	return j == nil || j.stopped || j.received >= length
 }
 
 // Remove sends no more of a trace. When it returns, its source is not used any more unless a read is under way; the

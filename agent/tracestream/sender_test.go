@@ -212,10 +212,10 @@ func TestATraceArrivesWhole(t *testing.T) {
 	}
 	s.Finish(one)
 	k.wait(t, 1, append([]byte("prefix\n"), want...))
-	require.Eventually(t, func() bool { n, _ := s.Received(one); return n == int64(len(want)+7) }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Delivered(one, int64(len(want)+7)) }, 5*time.Second, time.Millisecond)
+	require.False(t, s.Delivered(one, int64(len(want)+8)))
 	s.Remove(one)
-	_, ok := s.Received(one)
-	require.False(t, ok)
+	require.True(t, s.Delivered(one, int64(len(want)+8)))
 }
 
 func TestAStreamThatBreaksIsResumedWhereTheControlPlaneSays(t *testing.T) {
@@ -313,6 +313,7 @@ func TestAGapIsSentAgainAndAStopStops(t *testing.T) {
 	s.Add(two, &memory{b: want})
 	s.Finish(two)
 	<-frames
+	require.Eventually(t, func() bool { return s.Delivered(two, 600_000) }, 5*time.Second, time.Millisecond)
 	s.Add(one, &memory{b: want})
 	s.Finish(one)
 	k.wait(t, 1, want)
