@@ -130,6 +130,7 @@ func TestServeAsProcessOne(t *testing.T) {
 func TestAttachToARunningJob(t *testing.T) {
 	j := newJob(t, "echo begun; "+sleeper(t))
 	j.start()
+	j.until(j.follow(), "\nbegun\n")
 	a := program(t, "attach", j.dir, "--offset", "10", "--lease=1h")
 	orders, err := a.StdinPipe()
 	require.NoError(t, err)
@@ -145,6 +146,7 @@ func TestAttachToARunningJob(t *testing.T) {
 			break
 		}
 		require.NoError(t, err)
+		require.NotEqual(t, attach.Failed, f.Kind, f.Text)
 		trace.Write(f.Data)
 		if !canceled && strings.Contains(trace.String(), "\nbegun\n") {
 			_, err := io.WriteString(orders, "cancel kill\n")

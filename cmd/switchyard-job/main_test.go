@@ -135,7 +135,7 @@ func (j *testJob) launch() string {
 		_ = cmd.Wait()
 	}()
 	j.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		_ = cmd.Process.Signal(syscall.SIGTERM) // with its processes, if it still runs
 		<-ended
 	})
 	words := strings.Fields(line)
