@@ -22,14 +22,26 @@ import (
 	"github.com/switchyard-ci/switchyard/internal/testbinary"
 )
 
-// localPrograms are switchyard and switchyard-job, built once for all tests that run pipelines.
-var localPrograms = sync.OnceValues(func() (string, error) { return testbinary.Build("switchyard", "switchyard-job") })
+// built is where switchyard and switchyard-job are, built once for all tests that run pipelines.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
 
 func programs(t *testing.T) string {
 	t.Helper()
-	dir, err := localPrograms()
-	require.NoError(t, err)
-	return dir
+	built.once.Do(func() { built.dir, built.err = testbinary.Build("switchyard", "switchyard-job") })
+	require.NoError(t, built.err)
+	return built.dir
+}
+
+// cleaning runs the tests and removes what was built for them.
+type cleaning struct{ *testing.M }
+
+func (c cleaning) Run() int {
+	defer func() { _ = os.RemoveAll(built.dir) }()
+	return c.M.Run()
 }
 
 // TestRun runs testdata/run: pipelines of real repositories. Besides the usual commands there are

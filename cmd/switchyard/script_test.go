@@ -21,7 +21,7 @@ import (
 
 // TestMain makes this test binary the program under test when a script calls it.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"switchyard": main})
+	testscript.Main(cleaning{m}, map[string]func(){"switchyard": main})
 }
 
 // TestScripts runs testdata/script: the programs as a person uses them. Besides the usual commands there are
