@@ -23,11 +23,11 @@ import (
 // unhurried is a runner that may ask as often as it likes: GitLab's bound on questions per minute is not what is measured.
 const unhurried = "    requests_per_minute: 100000\n"
 
-// BenchmarkTrivialJobs: jobs that echo one line, ten at a time on one agent.
+// BenchmarkTrivialJobs: jobs that echo one line, ten at a time on one agent, with an empty login profile.
 func BenchmarkTrivialJobs(b *testing.B) {
 	const jobs = 1000
 	for b.Loop() {
-		p := startProcesses(b, processOptions{runnerKeys: unhurried})
+		p := startProcesses(b, processOptions{runnerKeys: unhurried, emptyProfile: true})
 		p.startAgent("agent", 10)
 		runJobs(b, p, 50) // warm
 		before := p.cpu()
@@ -76,7 +76,7 @@ func BenchmarkPickUp(b *testing.B) {
 func pickUp(b *testing.B, runners, jobs int) {
 	var mu sync.Mutex
 	claimedAt := map[int64]time.Time{}
-	p := startProcesses(b, processOptions{runners: runners, runnerKeys: unhurried, coordinator: coordinator.Options{
+	p := startProcesses(b, processOptions{runners: runners, runnerKeys: unhurried, emptyProfile: true, coordinator: coordinator.Options{
 		DecoratePayload: func(job int64, _ map[string]any) error {
 			mu.Lock()
 			defer mu.Unlock()

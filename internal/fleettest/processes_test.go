@@ -33,6 +33,8 @@ type processes struct {
 
 	plane  *process
 	agents map[string]*process
+
+	emptyProfile bool
 }
 
 // process is a running program.
@@ -65,12 +67,15 @@ type processOptions struct {
 	config      string // further keys of switchyard.yaml, top level
 	runnerKeys  string // further keys of each runner
 	coordinator coordinator.Options
+	// emptyProfile lets jobs log in with an empty /etc/profile, in a mount namespace of the agent's own, if this is root:
+	// what a host's profile costs is not ours.
+	emptyProfile bool
 }
 
 // startProcesses starts the embedded GitLab and a control plane with that many runners.
 func startProcesses(t testing.TB, o processOptions) *processes {
 	t.Helper()
-	p := &processes{t: t, dir: t.TempDir(), agents: map[string]*process{}, env: cleanEnvironment(t)}
+	p := &processes{t: t, dir: t.TempDir(), agents: map[string]*process{}, env: cleanEnvironment(t), emptyProfile: o.emptyProfile && os.Geteuid() == 0}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	o.coordinator.URL, o.coordinator.Dir = "http://"+l.Addr().String(), t.TempDir()
@@ -106,6 +111,10 @@ func freeAddress(t testing.TB) string {
 func (p *processes) start(program string, args ...string) *process {
 	p.t.Helper()
 	cmd := exec.Command(filepath.Join(bin, program), args...)
+	if p.emptyProfile && program == "switchyard-agent" {
+		const script = `mount --make-rprivate / && mount --bind /dev/null /etc/profile && exec "$0" "$@"`
+		cmd = exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, cmd.Path}, args...)...)
+	}
 	cmd.Dir, cmd.Env = p.dir, p.env
 	x := &process{cmd: cmd, log: &lockedBuffer{}, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = x.log, x.log
