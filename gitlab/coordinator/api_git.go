@@ -10,7 +10,9 @@ func (c *Coordinator) openRepository(path, user, password string) (dir string, e
 	defer c.mu.Unlock()
 	j := c.jobTokens[password]
 	if user != "gitlab-ci-token" || j == nil || !j.processing() {
-		c.stats.gitRefused.Add(1)
+		if password != "" { // git asks without a password first
+			c.stats.gitRefused.Add(1)
+		}
 		return "", githttp.ErrUnauthorized
 	}
 	p := c.paths[path]

@@ -32,7 +32,7 @@ func (c *Coordinator) compile(ctx context.Context, run *pipelineRun, reader *git
 		Exists:     func(pattern string) (bool, error) { return match(pattern, files.paths) },
 		// Without a commit to compare with, `changes` is always true: for a new branch, a tag, a pipeline by hand.
 		Changes: func(pattern string) (bool, error) {
-			if run.before == zeroSHA || run.opts.Tag || run.opts.Source != "push" {
+			if run.before == blank(run.before) || run.opts.Tag || run.opts.Source != "push" {
 				return true, nil
 			}
 			return match(pattern, files.changed)

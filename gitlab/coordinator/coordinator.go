@@ -108,7 +108,9 @@ func New(o Options) (*Coordinator, error) {
 // Close ends held requests, subscriptions and timers, and removes the coordinator's folder. The HTTP server that serves
 // the handler must have been stopped or must be stopped next: requests after Close are answered by 503.
 func (c *Coordinator) Close() error {
-	c.cancel()
+	c.mu.Lock()
+	c.cancel() // no new goroutine from here on
+	c.mu.Unlock()
 	c.work.Wait()
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("remove the coordinator's folder: %w", err)

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -154,11 +155,29 @@ func twoPhase() obj {
 // request asks for a job.
 func (s *server) request(r Runner, fields obj) *httptest.ResponseRecorder {
 	s.t.Helper()
+	return s.requestContext(s.t.Context(), r, fields)
+}
+
+// requestContext is request for a client that may leave.
+func (s *server) requestContext(ctx context.Context, r Runner, fields obj) *httptest.ResponseRecorder {
+	s.t.Helper()
 	body := obj{"token": r.Token, "system_id": "s_test", "info": modern()}
 	for k, v := range fields {
 		body[k] = v
 	}
-	return s.do(http.MethodPost, "/api/v4/jobs/request", body)
+	text, err := json.Marshal(body)
+	require.NoError(s.t, err)
+	req := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://gitlab.test/api/v4/jobs/request", bytes.NewReader(text))
+	req.Header.Set("Content-Type", "application/json")
+	return s.serve(req)
+}
+
+func (s *server) decode(w *httptest.ResponseRecorder) runnerapi.Job {
+	s.t.Helper()
+	require.Equal(s.t, http.StatusCreated, w.Code, w.Body.String())
+	var j runnerapi.Job
+	require.NoError(s.t, json.Unmarshal(w.Body.Bytes(), &j))
+	return j
 }
 
 // claim asks for a job and expects one.
@@ -169,11 +188,7 @@ func (s *server) claim(r Runner) runnerapi.Job {
 
 func (s *server) claimWith(r Runner, fields obj) runnerapi.Job {
 	s.t.Helper()
-	w := s.request(r, fields)
-	require.Equal(s.t, http.StatusCreated, w.Code, w.Body.String())
-	var j runnerapi.Job
-	require.NoError(s.t, json.Unmarshal(w.Body.Bytes(), &j))
-	return j
+	return s.decode(s.request(r, fields))
 }
 
 // patch sends a piece of the trace with a Content-Range.
@@ -195,6 +210,24 @@ func (s *server) finish(j runnerapi.Job, state string) {
 	s.t.Helper()
 	w := s.put(j, obj{"state": state})
 	require.Equal(s.t, http.StatusOK, w.Code, w.Body.String())
+}
+
+// Jobs are all jobs there are.
+func (s *server) Jobs() []Job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []Job
+	for _, j := range s.jobs {
+		all = append(all, j.snapshot())
+	}
+	return all
+}
+
+// wire is what a runner knows of a job.
+func (s *server) wire(id int64) runnerapi.Job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return runnerapi.Job{ID: id, Token: s.jobs[id].token}
 }
 
 func jobPath(j runnerapi.Job) string { return "/api/v4/jobs/" + strconv.FormatInt(j.ID, 10) }

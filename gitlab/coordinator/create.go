@@ -22,7 +22,7 @@ type PipelineOptions struct {
 	// SHA is the commit: an id or what git rev-parse takes. Empty means the tip of Ref. A commit that is not the tip is
 	// fine; if the repository has no such Ref, it is served at that commit.
 	SHA string
-	// BeforeSHA is what Ref pointed at before; empty means the commit of the last pipeline of this ref, or 40 zeros.
+	// BeforeSHA is what Ref pointed at before; empty means the commit of the last pipeline of this ref, or zeros.
 	BeforeSHA string
 	// Source is CI_PIPELINE_SOURCE; empty means push.
 	Source string
@@ -109,10 +109,13 @@ type pipelineRun struct {
 var ErrNoPipeline = errors.New("no pipeline for this ref")
 
 const (
-	zeroSHA = "0000000000000000000000000000000000000000"
-	// maxJobs is GitLab's limit of jobs in a pipeline (ci_max_total_... of the largest plan), generously rounded.
+	sha1Length = 40
+	// maxJobs bounds a pipeline.
 	maxJobs = 100_000
 )
+
+// blank is the id that stands for no commit, in the format of another id.
+func blank(sha string) string { return strings.Repeat("0", len(sha)) }
 
 // CreatePipeline makes a pipeline and starts it. With a repository it copies the user's branches and tags first, reads
 // the configuration and its includes at the commit (not from the work tree) and serves the commit as
@@ -159,7 +162,7 @@ func (c *Coordinator) prepare(ctx context.Context, run *pipelineRun) error {
 	run.id = c.id("pipeline")
 	p.lastIID++
 	run.iid = p.lastIID
-	run.before = firstOf(o.BeforeSHA, p.lastSHA[o.Ref], zeroSHA)
+	run.before = firstOf(o.BeforeSHA, p.lastSHA[o.Ref])
 	setDefault(&run.user, User{Login: "root", Name: "Administrator", Email: "admin@example.com"})
 	if _, known := c.users[run.user.Login]; !known {
 		c.users[run.user.Login] = run.user
@@ -169,7 +172,8 @@ func (c *Coordinator) prepare(ctx context.Context, run *pipelineRun) error {
 	run.protected = p.protects(o.Ref, o.Tag)
 
 	if p.repo == nil {
-		run.commit = gitrepo.Commit{SHA: firstOf(o.SHA, zeroSHA)}
+		run.commit = gitrepo.Commit{SHA: firstOf(o.SHA, strings.Repeat("0", sha1Length))}
+		setDefault(&run.before, blank(run.commit.SHA))
 		if o.Config == nil {
 			return fmt.Errorf("the project has no repository, so its pipelines need a compiled configuration")
 		}
@@ -191,6 +195,7 @@ func (c *Coordinator) prepare(ctx context.Context, run *pipelineRun) error {
 	if run.commit, err = reader.Commit(rev); err != nil {
 		return fmt.Errorf("find the commit: %w", err)
 	}
+	setDefault(&run.before, blank(run.commit.SHA))
 	if o.Tag {
 		if run.tagText, err = reader.TagMessage(o.Ref); err != nil && !errors.Is(err, gitrepo.ErrNotFound) {
 			return fmt.Errorf("read the tag: %w", err)

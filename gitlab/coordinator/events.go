@@ -30,8 +30,12 @@ func (c *Coordinator) Subscribe(ctx context.Context) <-chan Event {
 	s := &subscriber{waiting: map[Event]struct{}{}, wake: make(chan struct{}, 1)}
 	out := make(chan Event)
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx.Err() != nil {
+		close(out)
+		return out
+	}
 	c.subscribers[s] = struct{}{}
-	c.mu.Unlock()
 	c.work.Go(func() {
 		defer close(out)
 		defer func() {

@@ -192,14 +192,18 @@ func configVariables(l list) []ciconfig.Variable {
 	return out
 }
 
-// splitMessage is GitLab's title and description of a commit: the description is the message without its first line if
-// that is shorter than 100 characters, the whole message otherwise.
+// splitMessage is GitLab's title and description of a commit: the description is the message without its first line and
+// its last line break if the title is shorter than 100 characters, the whole message otherwise.
 func splitMessage(message string) (title, description string) {
-	title, rest, _ := strings.Cut(message, "\n")
+	title = message
+	if i := strings.IndexAny(message, "\r\n"); i >= 0 {
+		title = message[:i]
+	}
 	if utf8.RuneCountInString(title) >= 100 {
 		return title, message
 	}
-	return title, strings.TrimPrefix(rest, "\n")
+	_, rest, _ := strings.Cut(message, "\n")
+	return title, strings.TrimSuffix(strings.TrimSuffix(rest, "\n"), "\r")
 }
 
 func truncate(s string, limit int) (string, bool) {
