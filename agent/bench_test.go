@@ -19,6 +19,7 @@ import (
 // nothing. agent-ms/job and job-ms/job are CPU of the agent and of all that it starts; rest-MiB is the agent's anonymous
 // memory when nothing runs any more.
 func BenchmarkJob(b *testing.B) {
+	b.Setenv("HOME", b.TempDir()) // a login profile of one's own may cost more than all the rest
 	f := fakefleet.Start(b)
 	p := spawn(b, f, filepath.Join(b.TempDir(), "data"), "--slots", "10", "--log-level", "warn")
 	s := f.Next()

@@ -154,6 +154,9 @@ func (w *work) follow(ready <-chan struct{}, ended <-chan error) {
 			if w.leave.Err() != nil {
 				return
 			}
+			if linger != nil {
+				continue // it is about to end by itself
+			}
 			w.kill("it is not wanted any more")
 			if ended == nil {
 				return

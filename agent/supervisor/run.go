@@ -95,10 +95,17 @@ func (w *work) destroy() {
 // remove makes a folder disappear in one step, then deletes what was in it.
 func remove(dir string) error {
 	trash := filepath.Join(filepath.Dir(dir), trashPrefix+filepath.Base(dir))
-	if err := os.RemoveAll(trash); err != nil {
-		return fmt.Errorf("remove %s: %w", trash, err)
+	err := os.Rename(dir, trash)
+	if errors.Is(err, os.ErrExist) { // of an earlier removal that was not finished
+		if err := os.RemoveAll(trash); err != nil {
+			return fmt.Errorf("remove %s: %w", trash, err)
+		}
+		err = os.Rename(dir, trash)
 	}
-	if err := os.Rename(dir, trash); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("remove %s: %w", dir, err)
 	}
 	if err := os.RemoveAll(trash); err != nil {
@@ -181,17 +188,25 @@ func (j *Job) awaitLaunch() bool {
 
 // open makes the job's folders and begins its trace.
 func (w *work) open() (*prefix, error) {
-	if err := remove(w.dir); err != nil { // something that bears the name is of no use to anyone
-		return nil, err
+	err := os.Mkdir(w.dir, 0o700)
+	if errors.Is(err, os.ErrExist) { // what bears the name is of no use to anyone
+		if err := remove(w.dir); err != nil {
+			return nil, err
+		}
+		err = os.Mkdir(w.dir, 0o700)
 	}
-	if err := os.Mkdir(w.dir, 0o700); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("make the job's folder: %w", err)
 	}
 	if err := w.intent.write(w.dir); err != nil {
 		return nil, err
 	}
-	var err error
-	if w.folder, err = folder.Make(filepath.Join(w.dir, folderName)); err != nil {
+	// Made here, because Make would sync the name: after a crash of the machine nothing of this is needed.
+	path := filepath.Join(w.dir, folderName)
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, fmt.Errorf("make the job's folder: %w", err)
+	}
+	if w.folder, err = folder.Make(path); err != nil {
 		return nil, err
 	}
 	if w.trace, err = w.folder.OpenTrace(); err != nil {
