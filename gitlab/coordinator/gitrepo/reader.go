@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -135,6 +136,9 @@ func (r *Reader) TagMessage(name string) (string, error) {
 
 // File returns the content of a file of a commit; ErrNotFound is in the chain if it is not there or is a folder.
 func (r *Reader) File(commit, path string) ([]byte, error) {
+	if !fs.ValidPath(path) { // git would take ./a and ../a as relative to its own folder
+		return nil, fmt.Errorf("%q: %w", path, ErrNotFound)
+	}
 	_, kind, data, err := r.object(commit + ":" + path)
 	if err != nil {
 		return nil, err

@@ -38,6 +38,7 @@ type Repo struct {
 
 	mu   sync.Mutex        // held while refs are changed
 	refs map[string]string // refs/heads and refs/tags as last copied
+	made map[string]string // those that SetMissing has made
 }
 
 // waitDelay is how long a stopped git may keep its pipes open.
@@ -58,7 +59,7 @@ func Open(ctx context.Context, o Options) (*Repo, error) {
 	if len(lines) != 3 {
 		return nil, fmt.Errorf("git rev-parse in %s: unexpected output %q", source, out)
 	}
-	r := &Repo{source: source, dir: o.Dir, shallow: lines[1], branch: o.DefaultBranch, refs: map[string]string{}}
+	r := &Repo{source: source, dir: o.Dir, shallow: lines[1], branch: o.DefaultBranch, refs: map[string]string{}, made: map[string]string{}}
 	if r.branch == "" {
 		if r.branch, err = headBranch(ctx, source); err != nil {
 			return nil, err
@@ -145,10 +146,17 @@ func (r *Repo) Sync(ctx context.Context) error {
 		id, ref, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		now[ref] = id
 	}
-	var in bytes.Buffer
+	// What goes, goes first: "topic" cannot be in the way of "topic/one" in a step of its own.
+	var gone, in bytes.Buffer
 	for ref := range r.refs {
 		if now[ref] == "" {
-			fmt.Fprintf(&in, "delete %s\n", ref)
+			fmt.Fprintf(&gone, "delete %s\n", ref)
+		}
+	}
+	for ref := range r.made {
+		if now[ref] != "" || inTheWay(ref, now) {
+			fmt.Fprintf(&gone, "delete %s\n", ref)
+			delete(r.made, ref)
 		}
 	}
 	for ref, id := range now {
@@ -156,11 +164,24 @@ func (r *Repo) Sync(ctx context.Context) error {
 			fmt.Fprintf(&in, "update %s %s\n", ref, id)
 		}
 	}
+	if err := r.update(ctx, &gone); err != nil {
+		return err
+	}
 	if err := r.update(ctx, &in); err != nil {
 		return err
 	}
 	r.refs = now
 	return nil
+}
+
+// inTheWay says whether a ref cannot exist beside others because one is a folder of the other.
+func inTheWay(ref string, others map[string]string) bool {
+	for other := range others {
+		if strings.HasPrefix(other, ref+"/") || strings.HasPrefix(ref, other+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // ValidName says whether git takes a name for a branch or a tag (git-check-ref-format).
@@ -184,21 +205,19 @@ func (r *Repo) Set(ctx context.Context, ref, id string) error {
 	return r.update(ctx, bytes.NewBufferString("update "+ref+" "+id+"\n"))
 }
 
-// SetMissing points the branch or tag at a commit if the user's repository has no ref of that name.
+// SetMissing points a ref at a commit if the user's repository has no ref of that name; it stays until the user makes
+// one, and the next SetMissing moves it.
 func (r *Repo) SetMissing(ctx context.Context, ref, id string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.refs[ref] != "" {
+	if r.refs[ref] != "" || r.made[ref] == id {
 		return nil
 	}
-	return r.update(ctx, bytes.NewBufferString("update "+ref+" "+id+"\n"))
-}
-
-// Delete removes a ref; one that does not exist is fine.
-func (r *Repo) Delete(ctx context.Context, ref string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.update(ctx, bytes.NewBufferString("delete "+ref+"\n"))
+	if err := r.update(ctx, bytes.NewBufferString("update "+ref+" "+id+"\n")); err != nil {
+		return err
+	}
+	r.made[ref] = id
+	return nil
 }
 
 func (r *Repo) update(ctx context.Context, in *bytes.Buffer) error {
