@@ -107,7 +107,7 @@ func TestAFolderThatCannotBeUsed(t *testing.T) {
 			require.NoError(t, spoil(j.dir))
 			require.Empty(t, j.launch())
 			require.Equal(t, exitFailed, j.wait())
-			require.NotEmpty(t, j.stderr.String())
+			require.NotEmpty(t, j.complaint())
 			_, err := j.folder.Started()
 			require.ErrorIs(t, err, folder.ErrNotStarted, "nothing was started, so it can be tried again")
 		})

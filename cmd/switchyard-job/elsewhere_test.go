@@ -242,7 +242,7 @@ func TestAFullDiskFromTheStart(t *testing.T) {
 	}
 	require.Empty(t, j.launch())
 	require.Equal(t, exitFailed, j.wait())
-	require.Contains(t, j.stderr.String(), "no space left on device")
+	require.Contains(t, j.complaint(), "no space left on device")
 	_, err := j.folder.Result()
 	require.ErrorIs(t, err, folder.ErrNoResult)
 }

@@ -40,7 +40,8 @@ func program(t testing.TB, args ...string) *exec.Cmd {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	c := exec.Command(self, args...)
-	c.Env = append(os.Environ(), beTheProgram+"=1", "HOME="+t.TempDir())
+	// With the race detector a program sleeps a second before it ends, if it is not told otherwise.
+	c.Env = append(os.Environ(), beTheProgram+"=1", "HOME="+t.TempDir(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	return c
 }
 
@@ -55,7 +56,7 @@ type testJob struct {
 	folder  *folder.Folder
 	env     []string
 	cmd     *exec.Cmd
-	stderr  bytes.Buffer
+	stderr  string // a file
 	ended   chan struct{}
 }
 
@@ -123,10 +124,14 @@ func (j *testJob) launch() string {
 	j.t.Helper()
 	j.cmd = program(j.t, "run", j.dir)
 	j.cmd.Env = append(j.cmd.Env, j.env...)
-	j.cmd.Stderr = &j.stderr
+	j.stderr = filepath.Join(j.t.TempDir(), "stderr")
+	stderr, err := os.Create(j.stderr)
+	require.NoError(j.t, err)
+	j.cmd.Stderr = stderr
 	stdout, err := j.cmd.StdoutPipe()
 	require.NoError(j.t, err)
 	require.NoError(j.t, j.cmd.Start())
+	require.NoError(j.t, stderr.Close())
 	line, _ := bufio.NewReader(stdout).ReadString('\n')
 	cmd, ended := j.cmd, make(chan struct{})
 	j.ended = ended
@@ -160,7 +165,7 @@ func (j *testJob) wait() int {
 // result waits for the job's end and returns its result.
 func (j *testJob) result() folder.Result {
 	j.t.Helper()
-	require.Equal(j.t, exitOK, j.wait(), "%s%s", j.stderr.String(), j.log())
+	require.Equal(j.t, exitOK, j.wait(), "%s%s", j.complaint(), j.log())
 	r, err := j.folder.Result()
 	require.NoError(j.t, err)
 	return r
@@ -177,6 +182,13 @@ func (j *testJob) trace() string {
 	if !errors.Is(err, os.ErrNotExist) {
 		require.NoError(j.t, err)
 	}
+	return string(b)
+}
+
+// complaint is what the last process said before it let go.
+func (j *testJob) complaint() string {
+	b, err := os.ReadFile(j.stderr)
+	require.NoError(j.t, err)
 	return string(b)
 }
 

@@ -304,7 +304,7 @@ func TestTwoRuns(t *testing.T) {
 	require.Equal(t, exitOK, first.ProcessState.ExitCode())
 	require.Empty(t, j.launch())
 	require.Equal(t, exitStartedBefore, j.wait())
-	require.Contains(t, j.stderr.String(), "does not start again")
+	require.Contains(t, j.complaint(), "does not start again")
 	b, err := os.ReadFile(proof)
 	require.NoError(t, err)
 	require.Equal(t, "ran\n", string(b))
