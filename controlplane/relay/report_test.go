@@ -171,7 +171,7 @@ func TestAGitLabThatIsAwayGetsEverythingLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
 		b.gitlab.fault = func(context.Context, call) *answer { return &answer{err: errNoAnswer} }
-		const jobs = 20
+		const jobs = 5
 		traces := make([][]byte, jobs)
 		for i := range traces {
 			id := int64(i + 1)
