@@ -5,6 +5,7 @@ package uplink
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -27,6 +28,8 @@ const (
 	// system calls.
 	writeBuffer = 128 << 10
 	readBuffer  = 16 << 10
+	// lastWordPatience is how long an alert may take that was sent before the connection broke.
+	lastWordPatience = 100 * time.Millisecond
 )
 
 // Target is where and how to connect.
@@ -105,12 +108,13 @@ type recordingCredentials struct {
 }
 
 func (c *recordingCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	below := &cork{Conn: raw}
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, below)
 	if err != nil {
 		c.record.set(err)
 		return nil, nil, err //nolint:wrapcheck // gRPC looks at it
 	}
-	return &recordingConn{conn, c.record}, info, nil
+	return &recordingConn{conn, below, c.record}, info, nil
 }
 
 func (c *recordingCredentials) Clone() credentials.TransportCredentials {
@@ -121,7 +125,63 @@ func (c *recordingCredentials) Clone() credentials.TransportCredentials {
 // reads after the handshake.
 type recordingConn struct {
 	net.Conn
+	below  *cork
 	record *record
+}
+
+// Write sends what TLS makes of b with one system call; TLS alone would use one for each of its records of 16 KiB.
+func (c *recordingConn) Write(b []byte) (int, error) {
+	c.below.hold()
+	n, err := c.Conn.Write(b)
+	if err = errors.Join(err, c.below.release()); err != nil {
+		c.lastWord()
+	}
+	return n, err
+}
+
+// lastWord looks for the alert of a server that has hung up: writing often fails before reading does.
+func (c *recordingConn) lastWord() {
+	if err := c.Conn.SetReadDeadline(time.Now().Add(lastWordPatience)); err != nil {
+		return
+	}
+	var b [1]byte
+	_, _ = c.Read(b[:]) // the connection is dead: nobody misses the byte
+}
+
+// cork gathers writes between hold and release.
+type cork struct {
+	net.Conn
+	mu     sync.Mutex
+	held   bool
+	buffer []byte
+}
+
+func (c *cork) hold() {
+	c.mu.Lock()
+	c.held = true
+	c.mu.Unlock()
+}
+
+func (c *cork) release() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = false
+	if len(c.buffer) == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(c.buffer)
+	c.buffer = c.buffer[:0]
+	return err //nolint:wrapcheck // it is a Write's
+}
+
+func (c *cork) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held {
+		c.buffer = append(c.buffer, b...)
+		return len(b), nil
+	}
+	return c.Conn.Write(b) //nolint:wrapcheck // it is a Write's
 }
 
 func (c *recordingConn) Read(b []byte) (int, error) {
