@@ -33,8 +33,9 @@ func (c *Coordinator) Wait(ctx context.Context, pipelineID int64) (Pipeline, err
 			return Pipeline{}, fmt.Errorf("pipeline %d: %w", pipelineID, ErrNotFound)
 		}
 		if run.status.Completed() || run.status == pipeline.Manual {
-			defer c.mu.Unlock()
-			return run.snapshot(), nil
+			s := run.snapshot()
+			c.mu.Unlock()
+			return s, nil
 		}
 		changed := run.changed
 		c.mu.Unlock()

@@ -102,15 +102,15 @@ func readParams(r *http.Request, limit int64) (*params, error) {
 	}
 	p := &params{}
 	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	switch {
-	case mediaType == "application/json":
+	switch mediaType {
+	case "application/json":
 		p.isJSON = true
 		if len(bytes.TrimSpace(body)) > 0 {
 			if err := json.Unmarshal(body, p); err != nil {
 				return nil, fmt.Errorf("the body is no valid JSON object for this request: %w", err)
 			}
 		}
-	case mediaType == "application/x-www-form-urlencoded":
+	case "application/x-www-form-urlencoded":
 		form, err := url.ParseQuery(string(body))
 		if err != nil {
 			return nil, fmt.Errorf("the body is no valid form: %w", err)

@@ -118,7 +118,7 @@ func TestKindsOfRepositories(t *testing.T) {
 		commit(t, dir, "second", nil)
 		return dir
 	}
-	for name, make := range map[string]func(t *testing.T) (dir string, o PipelineOptions){
+	for name, prepare := range map[string]func(t *testing.T) (dir string, o PipelineOptions){
 		"bare": func(t *testing.T) (string, PipelineOptions) {
 			bare := t.TempDir()
 			git(t, bare, "clone", "-q", "--bare", plain(t), ".")
@@ -180,7 +180,7 @@ func TestKindsOfRepositories(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, Options{})
 			s.listen()
-			dir, o := make(t)
+			dir, o := prepare(t)
 			dir, objects, more := strings.Cut(dir, "\n")
 			project := ProjectOptions{Path: "g/p", RepoDir: dir}
 			if more {
@@ -234,7 +234,7 @@ func TestWhoMayReadARepository(t *testing.T) {
 	j := s.claimWith(r, obj{"info": twoPhase()})
 
 	const refs = "/info/refs?service=git-upload-pack"
-	get := func(path, user, password string) *http.Response {
+	get := func(path, user, password string) (status int, challenge string) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+path, nil)
 		require.NoError(t, err)
 		if user != "" {
@@ -245,9 +245,13 @@ func TestWhoMayReadARepository(t *testing.T) {
 		defer res.Body.Close()
 		_, err = io.Copy(io.Discard, res.Body)
 		require.NoError(t, err)
-		return res
+		return res.StatusCode, res.Header.Get("WWW-Authenticate")
 	}
-	require.Equal(t, 401, get("/g/p.git"+refs, "gitlab-ci-token", j.Token).StatusCode, "it does not run yet")
+	own := func() int {
+		status, _ := get("/g/p.git"+refs, "gitlab-ci-token", j.Token)
+		return status
+	}
+	require.Equal(t, 401, own(), "it does not run yet")
 	require.Equal(t, 200, s.put(j, obj{"state": "running"}).Code)
 	for _, c := range []struct {
 		name, path, user, password string
@@ -267,9 +271,9 @@ func TestWhoMayReadARepository(t *testing.T) {
 		{"a file of the repository", "/g/p.git/HEAD", "gitlab-ci-token", j.Token, 404},
 		{"a page", "/g/p", "gitlab-ci-token", j.Token, 404},
 	} {
-		res := get(c.path, c.user, c.password)
-		require.Equal(t, c.want, res.StatusCode, c.name)
-		require.Equal(t, c.want == 401, res.Header.Get("WWW-Authenticate") != "", c.name)
+		status, challenge := get(c.path, c.user, c.password)
+		require.Equal(t, c.want, status, c.name)
+		require.Equal(t, c.want == 401, challenge != "", c.name)
 	}
 	push := gitCommand(t, dir, "push", j.GitInfo.RepoURL, "main:refs/heads/evil")
 	out, err := push.CombinedOutput()
@@ -278,9 +282,9 @@ func TestWhoMayReadARepository(t *testing.T) {
 
 	_, err = s.Cancel(j.ID, false)
 	require.NoError(t, err)
-	require.Equal(t, 200, get("/g/p.git"+refs, "gitlab-ci-token", j.Token).StatusCode, "canceling is on a runner, too")
+	require.Equal(t, 200, own(), "canceling is on a runner, too")
 	s.finish(j, "success")
-	require.Equal(t, 401, get("/g/p.git"+refs, "gitlab-ci-token", j.Token).StatusCode, "it has ended")
+	require.Equal(t, 401, own(), "it has ended")
 }
 
 func TestUploadPackRequests(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -116,9 +117,9 @@ func TestTheQueueValueLivesAnHour(t *testing.T) {
 		s := newServer(t, Options{})
 		r := s.runner()
 		v1 := s.request(r, nil).Header().Get(lastUpdate)
-		time.Sleep(60*time.Minute - 1)
+		pass(60*time.Minute - 1)
 		require.Equal(t, v1, s.request(r, obj{"last_update": v1}).Header().Get(lastUpdate))
-		time.Sleep(1)
+		pass(1)
 		w := s.request(r, obj{"last_update": v1})
 		require.NotEqual(t, v1, w.Header().Get(lastUpdate))
 		require.EqualValues(t, 2, s.Stats().NoJob, "and the queue is looked at")
@@ -152,7 +153,7 @@ func TestARequestIsHeldWhileNothingChanges(t *testing.T) {
 		require.Equal(t, 10*time.Second, time.Since(start))
 
 		stats := s.Stats()
-		require.EqualValues(t, []int64{2, 1, 1}, []int64{stats.Held, stats.HeldChanged, stats.HeldTimeouts})
+		require.Equal(t, []int64{2, 1, 1}, []int64{stats.Held, stats.HeldChanged, stats.HeldTimeouts})
 	})
 }
 
@@ -434,13 +435,13 @@ func TestAProjectWithoutBuilds(t *testing.T) {
 func TestTheTimeoutIsTheSmallest(t *testing.T) {
 	s := newServer(t, Options{})
 	p := s.projectWith(ProjectOptions{Path: "g/p", Timeout: 30 * time.Minute})
-	any := s.runner()
+	every := s.runner()
 	short := s.runnerWith(RunnerOptions{RunUntagged: true, MaximumTimeout: 20 * time.Minute})
 	for _, c := range []struct {
 		r    Runner
 		job  time.Duration
 		want int
-	}{{any, 0, 1800}, {any, 2 * time.Hour, 7200}, {any, time.Minute, 60}, {short, 0, 1200}, {short, time.Minute, 60}, {short, time.Hour, 1200}} {
+	}{{every, 0, 1800}, {every, 2 * time.Hour, 7200}, {every, time.Minute, 60}, {short, 0, 1200}, {short, time.Minute, 60}, {short, time.Hour, 1200}} {
 		s.run(p, ciconfig.Job{Timeout: c.job})
 		require.Equal(t, c.want, s.claim(c.r).RunnerInfo.Timeout)
 	}
@@ -467,12 +468,12 @@ func TestTwoPhaseCommit(t *testing.T) {
 			require.Equal(t, "pending", w.Header().Get("Job-Status"))
 		}
 		for range 5 { // each keep-alive buys two minutes
-			time.Sleep(119 * time.Second)
+			pass(119 * time.Second)
 			w = s.put(j, obj{"state": "pending"})
 			require.Equal(t, 200, w.Code)
 			require.Equal(t, "pending", w.Header().Get("Job-Status"))
 		}
-		time.Sleep(119 * time.Second)
+		pass(119 * time.Second)
 		w = s.put(j, obj{"state": "running"})
 		require.Equal(t, 200, w.Code)
 		require.Equal(t, "running", w.Header().Get("Job-Status"))
@@ -483,13 +484,13 @@ func TestTwoPhaseCommit(t *testing.T) {
 
 		require.Equal(t, 200, s.put(j, obj{"state": "running"}).Code, "a touch")
 		require.Equal(t, 400, s.put(j, obj{"state": "pending"}).Code, "it runs")
-		time.Sleep(10 * time.Minute)
+		pass(10 * time.Minute)
 		s.finish(j, "success")
 		end, err := s.Wait(t.Context(), run.ID)
 		require.NoError(t, err)
 		require.Equal(t, "success", end.Status)
 		stats := s.Stats()
-		require.EqualValues(t, []int64{1, 5, 1, 0}, []int64{stats.Acks, stats.KeepAlives, stats.Started, stats.AckExpired})
+		require.Equal(t, []int64{1, 5, 1, 0}, []int64{stats.Acks, stats.KeepAlives, stats.Started, stats.AckExpired})
 	})
 }
 
@@ -502,10 +503,10 @@ func TestAJobThatIsNeverConfirmedIsRetried(t *testing.T) {
 		require.NotEmpty(t, value)
 		for attempt := 1; attempt <= 3; attempt++ {
 			j := s.claimWith(r, obj{"info": twoPhase()})
-			time.Sleep(2*time.Minute - 1)
+			pass(2*time.Minute - 1)
 			synctest.Wait()
 			require.Equal(t, "pending", s.job(j.ID).Status)
-			time.Sleep(1)
+			pass(1)
 			synctest.Wait()
 			dropped := s.job(j.ID)
 			require.Equal(t, "failed", dropped.Status)
@@ -535,7 +536,7 @@ func TestCancelWhileWaitingForTheConfirmation(t *testing.T) {
 		w := s.put(j, obj{"state": "running"})
 		require.Equal(t, 403, w.Code)
 		require.Equal(t, "canceled", w.Header().Get("Job-Status"))
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		synctest.Wait()
 		require.Zero(t, s.Stats().AckExpired)
 	})
@@ -600,9 +601,7 @@ func TestRegistration(t *testing.T) {
 	p := s.project("g/p")
 	register := func(fields obj) *httptest.ResponseRecorder {
 		body := obj{"token": "GR1348941secret"}
-		for k, v := range fields {
-			body[k] = v
-		}
+		maps.Copy(body, fields)
 		return s.do(http.MethodPost, "/api/v4/runners", body)
 	}
 	w := register(obj{"description": "old", "tag_list": "a, b", "run_untagged": false, "maximum_timeout": 1200, "locked": true})
@@ -670,6 +669,6 @@ func TestRunnerOptionsAreChecked(t *testing.T) {
 }
 
 func TestHeaderNames(t *testing.T) {
-	require.Equal(t, http.CanonicalHeaderKey(lastUpdate), runnerapi.HeaderLastUpdate)
-	require.Equal(t, http.CanonicalHeaderKey(polling), runnerapi.HeaderBuildsPolling)
+	require.Equal(t, runnerapi.HeaderLastUpdate, http.CanonicalHeaderKey(lastUpdate))
+	require.Equal(t, runnerapi.HeaderBuildsPolling, http.CanonicalHeaderKey(polling))
 }

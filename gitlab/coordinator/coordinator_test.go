@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -143,6 +144,11 @@ func (s *server) serve(req *http.Request) *httptest.ResponseRecorder {
 	return w
 }
 
+// pass lets virtual time pass: for tests in a synctest bubble.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // nobody waits
+}
+
 type obj = map[string]any
 
 // modern is the info of a runner that knows everything but two-phase commit.
@@ -162,9 +168,7 @@ func (s *server) request(r Runner, fields obj) *httptest.ResponseRecorder {
 func (s *server) requestContext(ctx context.Context, r Runner, fields obj) *httptest.ResponseRecorder {
 	s.t.Helper()
 	body := obj{"token": r.Token, "system_id": "s_test", "info": modern()}
-	for k, v := range fields {
-		body[k] = v
-	}
+	maps.Copy(body, fields)
 	text, err := json.Marshal(body)
 	require.NoError(s.t, err)
 	req := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://gitlab.test/api/v4/jobs/request", bytes.NewReader(text))
@@ -200,9 +204,7 @@ func (s *server) patch(j runnerapi.Job, contentRange, text string) *httptest.Res
 func (s *server) put(j runnerapi.Job, fields obj) *httptest.ResponseRecorder {
 	s.t.Helper()
 	body := obj{"token": j.Token}
-	for k, v := range fields {
-		body[k] = v
-	}
+	maps.Copy(body, fields)
 	return s.do(http.MethodPut, jobPath(j), body)
 }
 

@@ -99,15 +99,15 @@ func TestDelayedJobs(t *testing.T) {
 		_, err := s.Play(run.Jobs[1].ID)
 		require.NoError(t, err)
 		s.finish(s.claim(r), "success")
-		time.Sleep(30*time.Minute - 1)
+		pass(30*time.Minute - 1)
 		synctest.Wait()
 		require.Equal(t, "scheduled late:scheduled later:success", statuses(s.pipeline(run.ID)))
-		time.Sleep(1)
+		pass(1)
 		synctest.Wait()
 		require.Equal(t, "running late:pending later:success", statuses(s.pipeline(run.ID)))
 		require.Zero(t, s.job(run.Jobs[0].ID).ScheduledAt)
 		require.NotEqual(t, 204, s.request(r, obj{"last_update": value}).Code)
-		time.Sleep(2 * time.Hour)
+		pass(2 * time.Hour)
 		synctest.Wait()
 		require.Equal(t, "success", s.job(run.Jobs[1].ID).Status, "the timer of a job that was played does nothing")
 	})
@@ -431,7 +431,7 @@ func TestManyRunners(t *testing.T) {
 		}
 	}
 	stats := s.Stats()
-	require.EqualValues(t, []int64{int64(total), int64(total), int64(total), 0, 0, 0}, []int64{
+	require.Equal(t, []int64{int64(total), int64(total), int64(total), 0, 0, 0}, []int64{
 		stats.Claims, stats.Started, stats.Finished, stats.BadChecksums, stats.BadSizes, stats.LateRequests,
 	})
 	require.Zero(t, s.queue.Len())

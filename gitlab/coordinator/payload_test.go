@@ -37,7 +37,7 @@ func TestThePayloadIsGitLabs(t *testing.T) {
 				Name: "unit 1/2", Group: "unit", Stage: "test", BeforeScript: []string{"b1", "b2"}, Script: []string{"s1"}, AfterScript: []string{"a1"},
 			}),
 		})
-		time.Sleep(1500 * time.Millisecond)
+		pass(1500 * time.Millisecond)
 		w := s.request(r, nil)
 		var got map[string]any
 		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &got))

@@ -4,6 +4,7 @@ package glob
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -15,14 +16,7 @@ type Pattern struct{ re *regexp.Regexp }
 func (p Pattern) Match(path string) bool { return p.re.MatchString(path) }
 
 // Any says whether one of the paths matches.
-func (p Pattern) Any(paths []string) bool {
-	for _, path := range paths {
-		if p.Match(path) {
-			return true
-		}
-	}
-	return false
-}
+func (p Pattern) Any(paths []string) bool { return slices.ContainsFunc(paths, p.Match) }
 
 // Include compiles a pattern of `include:local`: `*` stands for any characters but a slash, `**` for any characters
 // (Gitlab::Git::Repository#search_files_by_regexp as the include mapper calls it).

@@ -51,7 +51,7 @@ func (m *model) process() {
 					if j.Stage != s || m.status[i] != "created" {
 						continue
 					}
-					prev := ""
+					var prev string
 					if j.DAG {
 						prev = m.composite(func(k int) bool { return slices.Contains(j.Needs, k) }, true)
 					} else {
@@ -278,7 +278,7 @@ func mayRun(t *rapid.T, p *Pipeline, job int) {
 	n := &p.jobs[job]
 	ended := func(i int) bool {
 		o := p.jobs[i]
-		return o.status.Completed() || o.When == ciconfig.Manual && o.Job.AllowFailure
+		return o.status.Completed() || o.When == ciconfig.Manual && o.AllowFailure
 	}
 	if !n.DAG {
 		for i := range p.jobs {

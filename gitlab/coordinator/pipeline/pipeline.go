@@ -178,7 +178,7 @@ func (p *Pipeline) Fire(job int, e Event, g Guards) (Change, error) {
 // Renew starts a new attempt of a job: its status is created again, whatever it was, and the attempt before it counts
 // no more.
 func (p *Pipeline) Renew(job int) Change {
-	p.SetAllowFailure(job, p.jobs[job].Job.AllowFailure)
+	p.SetAllowFailure(job, p.jobs[job].AllowFailure)
 	return p.set(job, Created)
 }
 

@@ -111,28 +111,28 @@ func compositeByTheBook(jobs []Outcome, dag bool) string {
 		}
 		return true
 	}
-	any := func(wanted ...string) bool {
+	some := func(wanted ...string) bool {
 		return slices.ContainsFunc(names, func(n string) bool { return slices.Contains(wanted, n) })
 	}
 	rules := []struct {
 		holds  bool
 		status string
 	}{
-		{dag && any("skipped", "ignored"), "skipped"},
+		{dag && some("skipped", "ignored"), "skipped"},
 		{only("skipped", "ignored"), "skipped"},
 		{only("success", "skipped", "warning", "ignored"), "success"},
 		{only("created", "warning", "ignored"), "created"},
 		{only("preparing", "warning", "ignored"), "preparing"},
 		{only("canceled", "success", "skipped", "warning", "ignored"), "canceled"},
 		{only("pending", "created", "skipped", "warning", "ignored"), "pending"},
-		{any("running", "pending"), "running"},
-		{any("waiting_for_resource"), "waiting_for_resource"},
-		{any("waiting_for_callback"), "waiting_for_callback"},
-		{any("manual"), "manual"},
-		{any("scheduled"), "scheduled"},
-		{any("preparing"), "preparing"},
-		{any("created"), "running"},
-		{any("canceling"), "canceling"},
+		{some("running", "pending"), "running"},
+		{some("waiting_for_resource"), "waiting_for_resource"},
+		{some("waiting_for_callback"), "waiting_for_callback"},
+		{some("manual"), "manual"},
+		{some("scheduled"), "scheduled"},
+		{some("preparing"), "preparing"},
+		{some("created"), "running"},
+		{some("canceling"), "canceling"},
 	}
 	for _, r := range rules {
 		if r.holds {
