@@ -24,12 +24,10 @@ func exited(code int) *failure {
 
 // asFailure finds out what err means for the job.
 func asFailure(err error) *failure {
-	var f *failure
-	if errors.As(err, &f) {
+	if f, ok := errors.AsType[*failure](err); ok {
 		return f
 	}
-	var g *git.ExitError
-	if errors.As(err, &g) {
+	if g, ok := errors.AsType[*git.ExitError](err); ok {
 		return exited(g.Code)
 	}
 	return &failure{reason: runnerapi.ReasonRunnerSystem, message: err.Error()}

@@ -159,8 +159,8 @@ func (o *output) took(b []byte) {
 	o.said = append(o.said, b...)
 }
 
-// print writes text of this program's own.
-func (o *output) print(text string) {
+// say writes text of this program's own.
+func (o *output) say(text string) {
 	keep := func(b []byte) {
 		if o.runner != nil {
 			o.own = o.runner.Append(o.own, b)
@@ -200,9 +200,9 @@ const (
 )
 
 // notice is what a stage says it does now.
-func (o *output) notice(text string) { o.print(green + text + reset + "\n") }
+func (o *output) notice(text string) { o.say(green + text + reset + "\n") }
 
 // info, warn and fail are gitlab-runner's levels.
-func (o *output) info(text string) { o.print(green + text + reset + "\n") }
-func (o *output) warn(text string) { o.print(yellow + "WARNING: " + text + reset + "\n") }
-func (o *output) fail(text string) { o.print(red + "ERROR: " + text + reset + "\n") }
+func (o *output) info(text string) { o.say(green + text + reset + "\n") }
+func (o *output) warn(text string) { o.say(yellow + "WARNING: " + text + reset + "\n") }
+func (o *output) fail(text string) { o.say(red + "ERROR: " + text + reset + "\n") }

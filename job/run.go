@@ -41,9 +41,9 @@ func (j *Job) prepare(ctx context.Context) error {
 		here = "unknown host"
 	}
 	if j.Spec.Hostname == "" || j.Spec.Hostname == here {
-		j.out.print(fmt.Sprintf("Running on %s...\n", here))
+		j.out.say(fmt.Sprintf("Running on %s...\n", here))
 	} else {
-		j.out.print(fmt.Sprintf("Running on %s via %s...\n", here, j.Spec.Hostname))
+		j.out.say(fmt.Sprintf("Running on %s via %s...\n", here, j.Spec.Hostname))
 	}
 	if !path.IsAbs(j.Spec.BuildsDir) {
 		return fmt.Errorf("the builds folder %q is not an absolute path", j.Spec.BuildsDir)
@@ -188,7 +188,7 @@ func (j *Job) runScript(ctx context.Context, c commands) error {
 	}
 	defer func() { _ = stdin.Close() }()
 
-	code := 0
+	var code int
 	if j.Spec.ScriptSocket != "" && !c.here {
 		code, err = j.runThere(ctx, stdin)
 	} else {

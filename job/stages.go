@@ -94,8 +94,7 @@ func (j *Job) runStages() error {
 		if cause := context.Cause(whole); cause != nil {
 			return cause
 		}
-		var f *failure
-		if errors.As(err, &f) {
+		if f, ok := errors.AsType[*failure](err); ok {
 			return f
 		}
 		return fmt.Errorf("prepare environment: %w", err)
@@ -125,13 +124,12 @@ func (j *Job) section(ctx context.Context, name, description string, run func(co
 	if j.payload.Features.TraceSections {
 		header = marker("start", name) + header
 	}
-	j.out.print(header)
+	j.out.say(header)
 	err := run(ctx)
 	if j.payload.Features.TraceSections {
-		j.out.print(marker("end", name))
+		j.out.say(marker("end", name))
 	}
-	var f *failure
-	if cause := context.Cause(ctx); errors.As(cause, &f) && f.reason == runnerapi.ReasonExecutionTimeout {
+	if f, ok := errors.AsType[*failure](context.Cause(ctx)); ok && f.reason == runnerapi.ReasonExecutionTimeout {
 		j.out.warn(name + " could not run to completion because the timeout was exceeded. For more control over job and script timeouts see: " +
 			"https://docs.gitlab.com/ci/runners/configure_runners/#set-script-and-after_script-timeouts")
 	}

@@ -26,9 +26,7 @@ import (
 // serving starts `serve` and returns its socket and process.
 func serving(t *testing.T, change func(*exec.Cmd)) (socket string, c *exec.Cmd) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "serve")
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := t.TempDir()
 	socket = filepath.Join(dir, "s")
 	token := filepath.Join(dir, "token")
 	require.NoError(t, os.WriteFile(token, []byte("the-token\n"), 0o600))

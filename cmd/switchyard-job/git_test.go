@@ -116,9 +116,9 @@ func TestSourcesAreTriedAgain(t *testing.T) {
 	up.use(j)
 	// Git is there from the second attempt on.
 	bin := t.TempDir()
-	real, err := exec.LookPath("git")
+	path, err := exec.LookPath("git")
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(bin, "git"), []byte("#!/bin/sh\nif test $1 = fetch && mkdir "+bin+"/once 2>/dev/null; then echo broken; exit 42; fi\nexec "+real+" \"$@\"\n"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "git"), []byte("#!/bin/sh\nif test $1 = fetch && mkdir "+bin+"/once 2>/dev/null; then echo broken; exit 42; fi\nexec "+path+" \"$@\"\n"), 0o755))
 	j.env = []string{"PATH=" + bin + ":" + os.Getenv("PATH")}
 	j.variable("GET_SOURCES_ATTEMPTS", "3")
 	j.variable("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY", "false")

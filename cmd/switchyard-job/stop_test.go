@@ -190,7 +190,7 @@ func TestALeaseThatIsRenewed(t *testing.T) {
 	j.start()
 	w := j.follow()
 	require.NoError(t, w.Lease(time.Hour))
-	time.Sleep(2500 * time.Millisecond) // the time is what is tested
+	<-time.After(2500 * time.Millisecond) // the time is what is tested
 	require.NoError(t, os.WriteFile(gate, nil, 0))
 	require.Equal(t, runnerapi.StateSuccess, j.result().State)
 

@@ -131,7 +131,7 @@ func play(t *testing.T) *running {
 	var err error
 	r.Folder, err = folder.Open(path)
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = r.Folder.Close() })
+	t.Cleanup(func() { _ = r.Close() })
 	return r
 }
 
@@ -266,7 +266,7 @@ func TestAJobThatIsStarting(t *testing.T) {
 	start, err := r.LockStart()
 	require.NoError(t, err)
 	a := r.attach(0, 0)
-	time.Sleep(20 * time.Millisecond) // it finds nobody listening, and waits
+	<-time.After(20 * time.Millisecond) // it finds nobody listening, and waits
 	r.lock, _, err = r.TryLock()
 	require.NoError(t, err)
 	r.control, err = control.Listen(r.Folder, func(folder.Order) {}, slog.New(slog.DiscardHandler))

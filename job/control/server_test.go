@@ -151,7 +151,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 			refused++
 			continue
 		}
-		defer w.Close()
+		t.Cleanup(func() { _ = w.Close() })
 	}
 	require.Equal(t, 8, refused)
 }

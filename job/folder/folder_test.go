@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -201,8 +200,8 @@ func TestLock(t *testing.T) {
 		waited <- err
 	}()
 	select {
-	case <-waited:
-		t.Fatal("the lock was taken twice")
+	case err := <-waited:
+		t.Fatal("the lock was taken twice", err)
 	case <-time.After(20 * time.Millisecond):
 	}
 	require.NoError(t, lock.Close())
@@ -436,6 +435,6 @@ func TestOrders(t *testing.T) {
 	}
 	for _, line := range []string{"", "cancel", "cancel now", "lease", "lease x", "lease 0", "lease -1", "lease 9223372036854775807", "cancel kill "} {
 		_, err := folder.ParseOrder([]byte(line))
-		require.Error(t, err, fmt.Sprintf("%q", line))
+		require.Error(t, err, "%q", line)
 	}
 }

@@ -112,7 +112,7 @@ func (f *Folder) Started() (Started, error) {
 	}
 	var s Started
 	if json.Unmarshal(b, &s) != nil {
-		return Started{Version: Version}, nil
+		return Started{Version: Version}, nil //nolint:nilerr // see above
 	}
 	if s.Version > Version {
 		return Started{}, &VersionError{File: StartedFile, Found: s.Version}

@@ -120,8 +120,7 @@ func newProject(t *testing.T, u *upstream) *project {
 			c.Dir, c.Env = dir, env
 			out, err := c.CombinedOutput()
 			p.said += string(out)
-			var exit *exec.ExitError
-			if errors.As(err, &exit) {
+			if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 				return exit.ExitCode(), out, nil
 			}
 			return 0, out, err

@@ -118,8 +118,7 @@ func (s *Sources) Get(ctx context.Context) error {
 		return err
 	}
 	err = s.get(ctx, r, s.Strategy == Clone)
-	var exit *ExitError
-	if errors.As(err, &exit) && exit.damaged && ctx.Err() == nil {
+	if exit, ok := errors.AsType[*ExitError](err); ok && exit.damaged && ctx.Err() == nil {
 		s.Warn("The working copy of an earlier job is damaged. It is removed and fetched anew.")
 		err = s.get(ctx, r, true)
 	}

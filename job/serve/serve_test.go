@@ -54,17 +54,14 @@ func server(socket string) error {
 		cancel()
 	}()
 	s := serve.Server{Token: token, Group: group, Environment: os.Environ(), Log: slog.New(slog.DiscardHandler)}
-	fmt.Println("ready")
+	_, _ = os.Stdout.WriteString("ready\n")
 	return s.Serve(ctx, l, time.Second)
 }
 
 // start returns the server's socket and a function that stops it.
 func start(t *testing.T) (socket string, stop func() error) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "serve")
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	socket = filepath.Join(dir, "s")
+	socket = filepath.Join(t.TempDir(), "s")
 	c := exec.Command(os.Args[0])
 	c.Env = append(os.Environ(), "SERVE_TEST_SOCKET="+socket, "OF_THE_SERVER=yes")
 	c.Stderr = os.Stderr
@@ -305,13 +302,10 @@ func TestWhatIsRefused(t *testing.T) {
 }
 
 func TestAServerThatIsNotThereYet(t *testing.T) {
-	dir, err := os.MkdirTemp("", "serve")
-	require.NoError(t, err)
-	defer os.RemoveAll(dir)
-	socket := filepath.Join(dir, "s")
+	socket := filepath.Join(t.TempDir(), "s")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	_, err = serve.Dial(ctx, socket, token)
+	_, err := serve.Dial(ctx, socket, token)
 	require.ErrorContains(t, err, "connect to where the script runs")
 
 	dialed := make(chan error, 1)
@@ -322,7 +316,7 @@ func TestAServerThatIsNotThereYet(t *testing.T) {
 		}
 		dialed <- err
 	}()
-	time.Sleep(30 * time.Millisecond)
+	<-time.After(30 * time.Millisecond) // it has been refused a few times
 	there, _ := start(t)
 	require.NoError(t, os.Rename(there, socket))
 	require.NoError(t, <-dialed)

@@ -2,7 +2,6 @@ package trace_test
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"strings"
@@ -101,7 +100,7 @@ func TestAFullDisk(t *testing.T) {
 	require.Equal(t, "abcde", disk.String(), "no gap in the trace")
 	w.Notice("[cut]")
 	require.Equal(t, "abcde[cut]", disk.String())
-	require.True(t, errors.Is(w.Err(), syscall.ENOSPC))
+	require.ErrorIs(t, w.Err(), syscall.ENOSPC)
 	require.Equal(t, crc32.ChecksumIEEE(disk.Bytes()), w.CRC32())
 }
 
