@@ -42,6 +42,7 @@ type Agent struct {
 	traces   *tracestream.Sender
 	jobs     *supervisor.Config
 	events   chan supervisor.Event
+	room     func() error // why no more jobs fit on the disk
 	tasks    sync.WaitGroup
 }
 
@@ -86,6 +87,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}()
 	if a.dir, err = datadir.Open(ctx, a.config.Data); err != nil {
 		return err
+	}
+	if a.room == nil {
+		a.room = a.dir.Room
 	}
 	known := make(map[string]executors.Executor)
 	for _, x := range a.config.Executors {

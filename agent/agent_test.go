@@ -70,8 +70,8 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// start runs an agent with two slots until the test ends.
-func start(t *testing.T, f *fakefleet.Fleet, x executors.Executor, dir string) *runner {
+// start runs an agent with two slots until the test ends. before may change it.
+func start(t *testing.T, f *fakefleet.Fleet, x executors.Executor, dir string, before ...func(*agent.Agent)) *runner {
 	t.Helper()
 	r := &runner{t: t, fleet: f, dir: dir, log: &logBuffer{}, ended: make(chan error, 1)}
 	a, err := agent.New(agent.Config{
@@ -81,6 +81,9 @@ func start(t *testing.T, f *fakefleet.Fleet, x executors.Executor, dir string) *
 	})
 	require.NoError(t, err)
 	r.Agent = a
+	for _, f := range before {
+		f(a)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.leave = cancel
 	go func() { r.ended <- a.Run(ctx) }()

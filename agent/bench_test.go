@@ -63,6 +63,36 @@ func BenchmarkJob(b *testing.B) {
 	b.ReportMetric(anonymous(b, pid), "rest-MiB")
 }
 
+// BenchmarkRealTrace sends the 133 MB that one job prints, in real processes. agent-ms/MB is the agent's CPU, job-ms/MB
+// that of switchyard-job and the script.
+func BenchmarkRealTrace(b *testing.B) {
+	const size = 133 << 20
+	b.Setenv("HOME", b.TempDir())
+	f := fakefleet.Start(b)
+	f.Window, f.Discard = 8<<20, true
+	p := spawn(b, f, filepath.Join(b.TempDir(), "data"), "--log-level", "warn")
+	s := f.Next()
+	s.Welcome(forever, forever)
+	pid := p.cmd.Process.Pid
+	agentBefore, jobsBefore := cpuOf(b, pid)
+	b.SetBytes(size)
+	b.ResetTimer()
+	for i := range b.N {
+		ref := ledger.Ref{Job: int64(i) + 1, Epoch: 1}
+		f.SetPayload(ref.Job, bash(ref.Job, fmt.Sprintf("yes 0123456789012345678901234567890123456789012345678901234567890123456789 | head -c %d", size)))
+		run(s, ref)
+		result := s.Finished(ref)
+		require.Greater(b, result.GetTraceLength(), int64(size))
+		f.WaitReceived(ref.Job, result.GetTraceLength())
+		s.Forget(ref)
+	}
+	b.StopTimer()
+	agentAfter, jobsAfter := cpuOf(b, pid)
+	b.ReportMetric((agentAfter-agentBefore)/float64(b.N)/(size/1e6), "agent-ms/MB")
+	b.ReportMetric((jobsAfter-jobsBefore)/float64(b.N)/(size/1e6), "job-ms/MB")
+	b.ReportMetric(anonymous(b, pid), "rest-MiB")
+}
+
 // cpuOf is the CPU time of a process and of its children that have ended, in milliseconds.
 func cpuOf(b *testing.B, pid int) (own, children float64) {
 	b.Helper()

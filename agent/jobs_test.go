@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/switchyard-ci/switchyard/agent"
 	"github.com/switchyard-ci/switchyard/agent/internal/fakefleet"
 	"github.com/switchyard-ci/switchyard/agent/internal/fakejob"
 	"github.com/switchyard-ci/switchyard/agent/ledger"
@@ -90,6 +92,36 @@ func TestJobsThatCannotBeRunFailInTheAgentsWords(t *testing.T) {
 			require.Equal(t, result.GetMessage(), held[0].GetResult().GetMessage())
 		})
 	}
+}
+
+func TestADiskThatIsNearlyFull(t *testing.T) {
+	var full atomic.Bool
+	f := fakefleet.Start(t)
+	r := start(t, f, fakejob.New(t), t.TempDir(), func(a *agent.Agent) {
+		a.SetRoom(func() error {
+			if full.Load() {
+				return errors.New("the disk is nearly full")
+			}
+			return nil
+		})
+	})
+	s := f.Next()
+	require.False(t, s.Hello.GetDraining())
+	s.Welcome(period, forever)
+	f.SetPayload(1, fakejob.Payload(1, "wait"))
+	run(s, one)
+	s.Started(one)
+	full.Store(true)
+	require.True(t, s.Status().GetDraining(), "it is said without being asked")
+	s.Offer(two)
+	require.Equal(t, "the disk is nearly full", s.Refused(two))
+	full.Store(false)
+	require.False(t, s.Status().GetDraining())
+	s.Offer(two)
+	s.Accepted(two)
+	s.Cancel(one, graceful)
+	s.Finished(one)
+	require.Equal(t, 1, r.log.count("taking no jobs until there is room"))
 }
 
 func TestADiskThatIsFull(t *testing.T) {

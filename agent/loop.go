@@ -253,7 +253,7 @@ func valid(text string, n int) string {
 
 // checkRoom looks at the disk; while it is full, no jobs are taken.
 func (l *loop) checkRoom() {
-	err := l.dir.Room()
+	err := l.room()
 	switch {
 	case err != nil && l.full == nil:
 		l.log.Warn("taking no jobs until there is room", "err", err)

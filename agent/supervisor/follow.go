@@ -16,7 +16,8 @@ const (
 	killPatience = 10 * time.Second
 )
 
-// follower is the connection to a running job, read by a goroutine of its own.
+// follower is the connection to a running job, read by a goroutine of its own. The trace's growth it handles itself;
+// other events it passes on.
 type follower struct {
 	*folder.Follower
 	events chan folder.Event
@@ -45,6 +46,10 @@ func (w *work) connect() *follower {
 			if err != nil {
 				f.failed <- err
 				return
+			}
+			if e.Kind == folder.EventTrace { // the only one that comes often
+				w.grown(w.prefixLength + e.TraceLength)
+				continue
 			}
 			select {
 			case f.events <- e:
@@ -103,8 +108,6 @@ func (w *work) follow(ready <-chan struct{}, ended <-chan error) {
 			connect()
 		case e := <-events:
 			switch e.Kind {
-			case folder.EventTrace:
-				w.grown(w.prefixLength + e.TraceLength)
 			case folder.EventStage:
 				w.log.Debug("stage", "stage", e.Stage)
 			case folder.EventResult:

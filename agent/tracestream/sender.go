@@ -15,10 +15,8 @@ const (
 	// frameSize is the greatest number of trace bytes in one message. It is also what may be sent of a job on a new
 	// stream before the control plane has said how much it takes.
 	frameSize = 256 << 10
-	// gather is how long a job's next frame waits for more bytes after its last one, unless enough are there.
+	// gather is how long a job's next frame waits for more bytes after its last one, unless it is full.
 	gather = 50 * time.Millisecond
-	// enough bytes are worth a frame at once.
-	enough = 64 << 10
 )
 
 // Source is one job's trace. ReadAt follows io.ReaderAt; io.EOF says only that this is all for now. It is called by one
@@ -166,7 +164,7 @@ func (s *Sender) schedule(j *job) {
 	}
 	now := time.Now()
 	switch {
-	case j.final || j.hint-j.sent >= enough || now.Sub(j.lastSent) >= gather:
+	case j.final || j.hint-j.sent >= frameSize || now.Sub(j.lastSent) >= gather:
 		s.ready = append(s.ready, j)
 		j.queue = inReady
 	case j.queue == nowhere:

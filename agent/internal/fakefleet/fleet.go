@@ -38,6 +38,8 @@ type Fleet struct {
 	OnRenew  func(*fleetv1.RenewRequest) (*fleetv1.RenewResponse, error)
 	// OnSession may refuse a session.
 	OnSession func() error
+	// Discard: traces are counted, not kept.
+	Discard bool
 	// Window is how much of a trace the agent may send ahead of what was received; 0: 1 MiB.
 	Window int64
 
@@ -55,8 +57,9 @@ type Fleet struct {
 
 // Trace is what was received of a job's trace.
 type Trace struct {
-	Data  []byte
-	Grown chan struct{} // closed when there is more
+	Data   []byte
+	Length int64
+	Grown  chan struct{} // closed when there is more
 }
 
 // New makes a fleet that listens nowhere yet.
@@ -197,14 +200,17 @@ func (f *Fleet) take(r *fleetv1.TraceRequest) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	t := f.trace(r.GetRef().GetJob())
-	if have := int64(len(t.Data)); r.GetOffset() <= have && r.GetOffset()+int64(len(r.GetData())) > have {
-		t.Data = append(t.Data, r.GetData()[have-r.GetOffset():]...)
+	if have := t.Length; r.GetOffset() <= have && r.GetOffset()+int64(len(r.GetData())) > have {
+		if !f.Discard {
+			t.Data = append(t.Data, r.GetData()[have-r.GetOffset():]...)
+		}
+		t.Length = r.GetOffset() + int64(len(r.GetData()))
 		close(t.Grown)
 		t.Grown = make(chan struct{})
 	} else if r.GetOffset() > have {
 		f.t.Errorf("job %d: a gap in the trace, %d after %d", r.GetRef().GetJob(), r.GetOffset(), have)
 	}
-	return int64(len(t.Data))
+	return t.Length
 }
 
 func (f *Fleet) trace(job int64) *Trace {
@@ -220,7 +226,13 @@ func (f *Fleet) trace(job int64) *Trace {
 func (f *Fleet) Received(job int64) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return int64(len(f.trace(job).Data))
+	return f.trace(job).Length
+}
+
+// WaitReceived waits until so much of a trace is here.
+func (f *Fleet) WaitReceived(job, length int64) {
+	f.t.Helper()
+	f.WaitTrace(job, func(string) bool { return f.Received(job) >= length })
 }
 
 // WaitTrace waits until enough says that there is enough of a trace, and returns it.
