@@ -206,6 +206,7 @@ func TestAClientThatGoesAway(t *testing.T) {
 	_, err = io.ReadAll(r.stdout) // ends when the program is killed
 	require.NoError(t, err)
 
+	socket, _ = start(t) // what is killed is all that the first has started
 	marker := filepath.Join(t.TempDir(), "went-on")
 	r = run(t, socket, "echo up; sleep 0.1; echo x >"+marker)
 	_, err = io.ReadFull(r.stdout, b)
