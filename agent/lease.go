@@ -40,6 +40,15 @@ func (l *loop) extend(sent time.Time) {
 	}
 }
 
+// setLease sets the span that the control plane grants from now on.
+func (l *loop) setLease(span time.Duration) {
+	if span == l.lease.span {
+		return
+	}
+	l.lease.timer.Stop()
+	l.lease = lease{span: span, timer: l.lease.timer}
+}
+
 // lapsed stops the jobs when the lease is over: the control plane may give them up from now on.
 func (l *loop) lapsed() {
 	if l.lease.stopped {

@@ -30,8 +30,9 @@ type link struct {
 	stream grpc.BidiStreamingClient[fleetv1.SessionRequest, fleetv1.SessionResponse]
 	in     chan *fleetv1.SessionResponse
 	out    chan *fleetv1.SessionRequest
-	done   chan error // why it ended; one
-	heard  atomic.Int64
+	done   chan error // why it ended; the first counts
+	began  time.Time
+	heard  atomic.Int64 // when something was heard last, in nanoseconds since began
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
@@ -54,20 +55,19 @@ func (a *Agent) dial(ctx context.Context) (*link, error) {
 		return nil, errors.Join(conn.Explain(err), conn.Close())
 	}
 	l := &link{
-		conn: conn, stream: stream, ctx: ctx, cancel: cancel, done: make(chan error, 2),
+		conn: conn, stream: stream, ctx: ctx, cancel: cancel, done: make(chan error, 2), began: time.Now(),
 		in: make(chan *fleetv1.SessionResponse, incoming), out: make(chan *fleetv1.SessionRequest, outgoing),
 	}
-	l.hear()
 	l.tasks.Go(l.receive)
 	l.tasks.Go(l.transmit)
 	return l, nil
 }
 
 // hear notes a sign of life.
-func (l *link) hear() { l.heard.Store(time.Now().UnixNano()) }
+func (l *link) hear() { l.heard.Store(int64(time.Since(l.began))) }
 
 // silence is how long nothing has been heard.
-func (l *link) silence() time.Duration { return time.Since(time.Unix(0, l.heard.Load())) }
+func (l *link) silence() time.Duration { return time.Since(l.began) - time.Duration(l.heard.Load()) }
 
 func (l *link) receive() {
 	for {
@@ -89,6 +89,10 @@ func (l *link) transmit() {
 	for {
 		select {
 		case m := <-l.out:
+			if m == nil {
+				_ = l.stream.CloseSend() // never fails
+				return
+			}
 			if err := l.stream.Send(m); err != nil {
 				return // receive says why
 			}
@@ -106,7 +110,7 @@ func (l *link) fail(err error) {
 	}
 }
 
-// send queues a message. It does not block.
+// send queues a message; nil is the last one. It does not block.
 func (l *link) send(m *fleetv1.SessionRequest) {
 	select {
 	case l.out <- m:
@@ -115,14 +119,19 @@ func (l *link) send(m *fleetv1.SessionRequest) {
 	}
 }
 
-// finish sends what is queued and says goodbye, but not for longer than patience.
-func (l *link) finish(patience time.Duration) {
-	ctx, cancel := context.WithTimeout(l.ctx, patience)
-	defer cancel()
-	for len(l.out) > 0 && ctx.Err() == nil {
+// finish sends what is queued, says goodbye and waits for the other side's, but not for longer than patience. It is the
+// last thing before close. It returns how the session ended, nil if it did not.
+func (l *link) finish(patience time.Duration) error {
+	l.send(nil)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
 		select {
-		case <-time.After(time.Millisecond):
-		case <-ctx.Done():
+		case <-l.in: // too late
+		case err := <-l.done:
+			return err
+		case <-timer.C:
+			return nil
 		}
 	}
 }

@@ -157,7 +157,7 @@ func (l *loop) stop() {
 	l.renewal.timer.Stop()
 	if l.link != nil {
 		if l.leaving {
-			l.link.finish(goodbye)
+			l.log.Debug("left the session", "how", l.link.finish(goodbye))
 		}
 		l.closeLink()
 	}
@@ -204,6 +204,9 @@ func (l *loop) apply(effects []ledger.Effect) {
 			l.send(offerReply(e.Ref, true, ""))
 		case ledger.Refuse:
 			l.log.Info("refused a job", "job", e.Ref.Job, "epoch", e.Ref.Epoch, "reason", e.Reason)
+			if l.session != nil {
+				delete(l.session.offers, e.Ref)
+			}
 			l.send(offerReply(e.Ref, false, e.Reason))
 		case ledger.Hold:
 			l.jobs[e.Ref] = supervisor.Accept(l.ctx, l.Agent.jobs, l.session.offers[e.Ref], l.tasks.Go)

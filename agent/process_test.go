@@ -136,6 +136,28 @@ func TestARealJob(t *testing.T) {
 	require.Empty(t, entries)
 }
 
+func TestAJobWhoseProgramIsMissing(t *testing.T) {
+	f := fakefleet.Start(t)
+	dir := t.TempDir()
+	program := filepath.Join(dir, "switchyard-job")
+	require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\necho broken program >&2\nexit 1\n"), 0o755))
+	spawn(t, f, filepath.Join(dir, "data"), "--job-binary", program)
+	s := f.Next()
+	s.Welcome(period, forever)
+	f.SetPayload(1, bash(1, "echo never"))
+	run(s, one)
+	result := s.Finished(one)
+	require.Equal(t, "runner_system_failure", result.GetFailureReason())
+	require.Contains(t, f.WholeTrace(1, result), "ended with exit code 1 and left no result: broken program")
+
+	require.NoError(t, os.Remove(program))
+	f.SetPayload(2, bash(2, "echo never"))
+	run(s, two)
+	result = s.Finished(two)
+	require.Equal(t, "runner_system_failure", result.GetFailureReason())
+	require.Contains(t, f.WholeTrace(2, result), program)
+}
+
 func TestTheAgentIsKilledWhileARealJobRuns(t *testing.T) {
 	f := fakefleet.Start(t)
 	data := filepath.Join(t.TempDir(), "data")

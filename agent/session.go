@@ -22,9 +22,8 @@ const protocol = 1
 const (
 	leastPeriod = 10 * time.Millisecond
 	mostPeriod  = 10 * time.Minute
-	// maxResults is how many jobs' results Hello has, maxHeld how many jobs an agent holds: the contract has a limit.
+	// maxResults is how many jobs' results Hello has: there is a limit to the length of messages.
 	maxResults = 500
-	maxHeld    = 15000
 	// maxPings is how many unanswered pings are remembered.
 	maxPings = 16
 )
@@ -44,6 +43,10 @@ type told struct {
 	down bool
 	kind uplink.Kind
 }
+
+// maxHeld is how many jobs an agent of that many slots holds, those included that are finished and not reported yet. The
+// contract's limit is 20000.
+func maxHeld(slots int) int { return min(2*slots, 15000) + 1000 }
 
 // connect dials in a goroutine of its own; the loop goes on.
 func (l *loop) connect() {
@@ -213,7 +216,7 @@ func (l *loop) welcome(w *fleetv1.Welcome) {
 	if !l.leaving {
 		l.ledger.Drain("")
 	}
-	l.lease.span = w.GetStopAfter().AsDuration()
+	l.setLease(w.GetStopAfter().AsDuration())
 	l.extend(s.began)
 
 	for _, v := range w.GetJobs() {
@@ -267,7 +270,7 @@ func (l *loop) offer(now time.Time, ref ledger.Ref, o *fleetv1.Offer) {
 	case refusal != "":
 	case l.Agent.jobs.Executors[o.GetExecutor()] == nil:
 		refusal = "this agent has no executor " + o.GetExecutor()
-	case l.ledger.Len() >= maxHeld:
+	case l.ledger.Len() >= maxHeld(l.config.Slots):
 		refusal = "too many finished jobs of this agent wait to be reported"
 	}
 	l.session.offers[ref] = supervisor.IntentOf(o)

@@ -141,11 +141,9 @@ func (w *work) follow(ready <-chan struct{}, ended <-chan error) {
 		case <-w.news:
 			w.tell(f, &sent, &doom)
 		case <-doom:
-			doom = nil
-			w.kill("it was told to stop and did not")
+			doom = w.kill("it was told to stop and did not")
 		case <-linger:
-			linger = nil
-			w.kill("it has its result but does not end")
+			linger = w.kill("it has its result but does not end")
 		case <-lost:
 			lost = nil
 			w.die(fmt.Sprintf("the environment is gone: %v", w.env.Err()))
@@ -160,8 +158,8 @@ func (w *work) follow(ready <-chan struct{}, ended <-chan error) {
 			if linger != nil {
 				continue // it is about to end by itself
 			}
-			w.kill("it is not wanted any more")
-			if ended == nil {
+			doom = w.kill("it is not wanted any more")
+			if ended == nil && doom == nil {
 				return
 			}
 		}
@@ -183,7 +181,7 @@ func (w *work) tell(f *follower, sent *orders, doom *<-chan time.Time) {
 		err = f.Cancel(o.cancel == kill)
 		sent.cancel = o.cancel
 	}
-	if left := time.Until(o.lease); o.lease.After(sent.lease) && left > 0 {
+	if left := time.Until(o.lease); !o.lease.Equal(sent.lease) && left > 0 {
 		err = errors.Join(err, f.Lease(left))
 		sent.lease = o.lease
 	}

@@ -48,6 +48,10 @@ func (w *work) run(body func()) {
 		return
 	}
 	w.emit(w.leave, Freed)
+	if w.folder != nil { // the trace has its own handle
+		_ = w.folder.Close()
+		w.folder = nil
+	}
 	<-w.life.Done()
 	if w.leave.Err() != nil {
 		return
@@ -308,12 +312,15 @@ func (w *work) exec() {
 	<-stopped
 }
 
-func (w *work) kill(why string) {
+// kill kills all processes of the job. If that fails it returns a channel that says when to try again.
+func (w *work) kill(why string) (again <-chan time.Time) {
 	if w.env == nil {
-		return
+		return nil
 	}
 	w.log.Info("killing the job's processes", "why", why)
 	if err := w.env.Kill(w.leave); err != nil && w.leave.Err() == nil {
-		w.log.Error("cannot kill the job's processes", "err", err)
+		w.log.Error("cannot kill the job's processes; it is tried again", "err", err)
+		return time.After(killPatience)
 	}
+	return nil
 }

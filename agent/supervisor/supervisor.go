@@ -84,7 +84,7 @@ type Job struct {
 	news   chan struct{} // capacity 1: orders has changed
 }
 
-// orders is what the job was told. Each field only grows, so that nothing is missed by looking late.
+// orders is what the job was told. Nothing is missed by looking late.
 type orders struct {
 	launched            bool
 	concurrentID        int
@@ -139,13 +139,9 @@ func (j *Job) Cancel(mode fleetv1.CancelMode) {
 	j.stopPreparing(errCanceled)
 }
 
-// Lease sets when the job is to stop unless a later time is set before.
+// Lease sets when the job is to stop unless another time is set before.
 func (j *Job) Lease(until time.Time) {
-	j.order(func(o *orders) {
-		if until.After(o.lease) {
-			o.lease = until
-		}
-	})
+	j.order(func(o *orders) { o.lease = until })
 }
 
 // Discard kills what runs of the job and removes everything.

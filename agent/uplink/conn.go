@@ -141,7 +141,7 @@ func (c *recordingConn) Write(b []byte) (int, error) {
 
 // lastWord looks for the alert of a server that has hung up: writing often fails before reading does.
 func (c *recordingConn) lastWord() {
-	if err := c.Conn.SetReadDeadline(time.Now().Add(lastWordPatience)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(lastWordPatience)); err != nil {
 		return
 	}
 	var b [1]byte
