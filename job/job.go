@@ -37,6 +37,9 @@ import (
 // defaultTimeout is a job's timeout if the payload has none.
 const defaultTimeout = 2 * time.Hour
 
+// leftoverGrace is the time between SIGTERM and SIGKILL for what is left behind by a job that has ended by itself.
+const leftoverGrace = 5 * time.Second
+
 // patience is how long what was killed may take to be gone before the job goes on without it.
 const patience = 10 * time.Second
 
@@ -257,6 +260,7 @@ func (j *Job) read() (masker *masking.Masker, warnings []string, err error) {
 		prefixes = prefixes[:1] // glpat-
 	}
 	prefixes = append(prefixes, p.Features.TokenMaskPrefixes...)
+	j.Payload, p.Variables = nil, nil // vars has them; a long job should not keep them twice
 	return masking.New(phrases, prefixes), warnings, nil
 }
 

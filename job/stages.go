@@ -69,7 +69,7 @@ func (j *Job) removeLeftovers() {
 		gone := false
 		go func() {
 			defer close(end)
-			gone = j.Group.StopAll(j.Spec.KillGrace, patience)
+			gone = j.Group.StopAll(min(j.Spec.KillGrace, leftoverGrace), patience)
 		}()
 		if err := j.out.copyUntil(end); err != nil {
 			j.Log.Error("what the job's daemons said last is lost", "error", err)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/pem"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -19,7 +20,7 @@ import (
 
 // repository is a project that a server gives to whoever has the job's token.
 type repository struct {
-	url, sha string
+	url, sha, ca string
 }
 
 func git(t testing.TB, dir string, args ...string) string {
@@ -34,6 +35,11 @@ func git(t testing.TB, dir string, args ...string) string {
 
 func newRepository(t testing.TB) repository {
 	t.Helper()
+	return serveRepository(t, false)
+}
+
+func serveRepository(t testing.TB, secure bool) repository {
+	t.Helper()
 	root := t.TempDir()
 	path := filepath.Join(root, "group", "project.git")
 	require.NoError(t, os.MkdirAll(path, 0o755))
@@ -47,7 +53,7 @@ func newRepository(t testing.TB) repository {
 		Path: filepath.Join(git(t, path, "--exec-path"), "git-http-backend"),
 		Env:  []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
 	}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, password, _ := r.BasicAuth(); password != "job-token-0123456789" {
 			w.Header().Set("WWW-Authenticate", `Basic realm="GitLab"`)
 			w.WriteHeader(http.StatusUnauthorized)
@@ -56,7 +62,16 @@ func newRepository(t testing.TB) repository {
 		backend.ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
-	return repository{url: server.URL + "/group/project.git", sha: git(t, path, "rev-parse", "HEAD")}
+	if secure {
+		server.StartTLS()
+	} else {
+		server.Start()
+	}
+	r := repository{url: server.URL + "/group/project.git", sha: git(t, path, "rev-parse", "HEAD")}
+	if secure {
+		r.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	}
+	return r
 }
 
 // use makes j a job of the repository.
@@ -64,7 +79,7 @@ func (r repository) use(j *testJob) {
 	j.payload.AllowGitFetch = true
 	j.payload.Variables = []runnerapi.Variable{{Key: "CI_JOB_TOKEN", Value: j.payload.Token, Masked: true}}
 	j.payload.GitInfo = runnerapi.GitInfo{
-		RepoURL: strings.Replace(r.url, "http://", "http://gitlab-ci-token:"+j.payload.Token+"@", 1), SHA: r.sha, Ref: "main", RefType: "branch",
+		RepoURL: strings.Replace(r.url, "://", "://gitlab-ci-token:"+j.payload.Token+"@", 1), SHA: r.sha, Ref: "main", RefType: "branch",
 		Refspecs: []string{"+refs/heads/main:refs/remotes/origin/main"}, Depth: 20,
 	}
 }
@@ -156,4 +171,20 @@ func TestFileURLs(t *testing.T) {
 	repository{url: "file://" + path, sha: git(t, path, "rev-parse", "HEAD")}.use(j)
 	require.Equal(t, runnerapi.StateSuccess, j.run().State, j.trace())
 	require.Equal(t, "x\nproject-42\n", j.said())
+}
+
+func TestACertificateOfAPrivateCA(t *testing.T) {
+	up := serveRepository(t, true)
+	j := newJob(t, "git fetch -q origin main && cat file && test -s $CI_SERVER_TLS_CA_FILE && echo ' trusted'")
+	up.use(j)
+	j.env = []string{"GIT_SSL_CAINFO=/of/this/machine"}
+	j.spec.ServerCA = up.ca
+	j.payload.Steps[0].Script = append([]string{"unset GIT_SSL_CAINFO"}, j.payload.Steps[0].Script...)
+	require.Equal(t, runnerapi.StateSuccess, j.run().State, j.trace())
+	require.Equal(t, "three trusted\n", j.said())
+
+	j = newJob(t, "true")
+	up.use(j)
+	require.Equal(t, 128, j.run().ExitCode)
+	require.Contains(t, j.trace(), "certificate")
 }

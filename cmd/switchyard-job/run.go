@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/internal/buildinfo"
 	"github.com/switchyard-ci/switchyard/job"
 	"github.com/switchyard-ci/switchyard/job/control"
@@ -66,11 +67,11 @@ func run(args []string) int {
 	}
 	// The fence. From here on this is the job's only run, whatever happens; nothing of it has happened yet.
 	if err := f.WriteStarted(folder.Started{PID: os.Getpid(), BootID: bootID(), At: time.Now().UTC()}); err != nil {
-		r.control.Close()
+		defer r.control.Close()
 		if errors.Is(err, fs.ErrExist) {
 			return exitStartedBefore
 		}
-		return failed(err)
+		return r.giveUp(err, spec.PrefixCRC32)
 	}
 	_ = start.Close()
 	announce("ready")
@@ -155,6 +156,21 @@ func prepare(f *folder.Folder, spec folder.Spec) (*runner, error) {
 		}
 	}()
 	return r, nil
+}
+
+// giveUp is for a fence that may stand or not: the job can neither run nor be tried again, so this is its result.
+func (r *runner) giveUp(why error, prefixCRC uint32) int {
+	now := time.Now().UTC()
+	err := r.folder.WriteResult(folder.Result{
+		State: runnerapi.StateFailed, FailureReason: runnerapi.ReasonRunnerSystem, Message: why.Error(),
+		TraceCRC32: prefixCRC, StartedAt: now, FinishedAt: now,
+	})
+	fmt.Fprintln(os.Stderr, "switchyard-job:", errors.Join(why, err))
+	if err != nil {
+		return exitNoResult
+	}
+	r.control.Result()
+	return exitOK
 }
 
 func (r *runner) run() int {

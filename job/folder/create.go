@@ -135,8 +135,10 @@ func (f *Folder) ReserveResult() error {
 	if err != nil {
 		return fmt.Errorf("reserve %s: %w", ResultFile, err)
 	}
-	reserve(file, 4<<10)
-	return file.Close()
+	if err := errors.Join(reserve(file, 4<<10), file.Close()); err != nil {
+		return fmt.Errorf("reserve %s: %w", ResultFile, err)
+	}
+	return nil
 }
 
 // WriteResult puts result.json in place, synced, in one step. The caller has synced the trace.

@@ -4,4 +4,4 @@ package folder
 
 import "os"
 
-func reserve(*os.File, int64) {}
+func reserve(*os.File, int64) error { return nil }

@@ -103,6 +103,9 @@ func (s *Sources) environment(secrets [][2]string) []string {
 	}
 	first := 0
 	for _, kv := range s.Environment {
+		if s.CAFile != "" && strings.HasPrefix(kv, "GIT_SSL_CAINFO=") {
+			own["GIT_SSL_CAINFO"] = s.CAFile // it would win over the configuration
+		}
 		if text, ok := strings.CutPrefix(kv, "GIT_CONFIG_COUNT="); ok {
 			if n, err := strconv.Atoi(text); err == nil && n > 0 && n < 1000 {
 				first = n
