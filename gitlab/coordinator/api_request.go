@@ -154,6 +154,9 @@ func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth 
 	j.locked = true
 	c.mu.Unlock()
 	body, err := c.buildPayload(j, view)
+	if err != nil {
+		c.log.Warn("a job could not be handed out", "job", j.id, "error", err)
+	}
 	c.mu.Lock()
 	j.locked = false
 	now = time.Now()
@@ -161,7 +164,6 @@ func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth 
 	case j.status != pipeline.Pending: // cancelled meanwhile
 		return nil, true
 	case err != nil:
-		c.log.Warn("a job could not be handed out", "job", j.id, "error", err)
 		c.drop(j, reasonScheduler, 0, now)
 		return nil, false
 	}
@@ -185,13 +187,11 @@ func (c *Coordinator) run(j *job, now time.Time) {
 	c.fire(j, pipeline.EventRun, now)
 }
 
-// refuse says why a job cannot be given to this runner or to any (the pre-assign checks).
+// refuse says why a job fails instead of being given to a runner (the pre-assign checks, as far as jobs can have what
+// they look at).
 func (c *Coordinator) refuse(j *job, has *runnerapi.Features) runnerapi.FailureReason {
-	switch {
-	case len(j.def.AllowFailureExitCodes) > 0 && !has.ReturnExitCode:
+	if len(j.def.AllowFailureExitCodes) > 0 && !has.ReturnExitCode {
 		return reasonRunnerUnsupported
-	case j.pipe.project.NoBuilds:
-		return reasonBuildsDisabled
 	}
 	return ""
 }

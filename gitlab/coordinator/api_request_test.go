@@ -425,13 +425,6 @@ func TestWhoServesAProject(t *testing.T) {
 	}
 }
 
-func TestAProjectWithoutBuilds(t *testing.T) {
-	s := newServer(t, Options{})
-	p := s.projectWith(ProjectOptions{Path: "g/p", NoBuilds: true})
-	_, err := s.CreatePipeline(t.Context(), p.ID, PipelineOptions{Config: config(ciconfig.Job{})})
-	require.EqualError(t, err, "project g/p: CI/CD is switched off")
-}
-
 func TestTheTimeoutIsTheSmallest(t *testing.T) {
 	s := newServer(t, Options{})
 	p := s.projectWith(ProjectOptions{Path: "g/p", Timeout: 30 * time.Minute})

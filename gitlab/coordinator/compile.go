@@ -23,9 +23,11 @@ func (c *Coordinator) compile(ctx context.Context, run *pipelineRun, reader *git
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
 	files := c.commitFiles(ctx, run)
+	var user list
+	user.user(run.user, run.userID)
 	def, err := ciconfig.Compile(p.CIConfigPath, src, ciconfig.Options{
 		Predefined: configVariables(c.pipelineVariables(run, c.baseURL(""))),
-		Project:    p.Variables,
+		Project:    slices.Concat(configVariables(user), p.Variables),
 		Pipeline:   run.opts.Variables,
 		Include:    func(path string) ([]byte, error) { return reader.File(run.commit.SHA, path) },
 		Glob:       files.include,

@@ -46,7 +46,7 @@ type Coordinator struct {
 	projects    map[int64]*project
 	paths       map[string]*project
 	namespaces  map[string]int64
-	users       map[string]User
+	users       map[string]int64 // id by login
 	runners     map[int64]*runner
 	tokens      map[string]*runner
 	pipelines   map[int64]*pipelineRun
@@ -84,7 +84,7 @@ func New(o Options) (*Coordinator, error) {
 		projects:    map[int64]*project{},
 		paths:       map[string]*project{},
 		namespaces:  map[string]int64{},
-		users:       map[string]User{},
+		users:       map[string]int64{},
 		runners:     map[int64]*runner{},
 		tokens:      map[string]*runner{},
 		pipelines:   map[int64]*pipelineRun{},

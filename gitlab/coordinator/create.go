@@ -33,7 +33,7 @@ type PipelineOptions struct {
 	Jobs []string
 	// User is who started the pipeline.
 	User User
-	// Config is a compiled configuration to use instead of the one in the repository.
+	// Config is a compiled configuration to use instead of the one in the repository. It must not be changed afterwards.
 	Config *ciconfig.Pipeline
 }
 
@@ -127,9 +127,7 @@ func (c *Coordinator) CreatePipeline(ctx context.Context, projectID int64, o Pip
 	if p == nil {
 		return Pipeline{}, fmt.Errorf("project %d: %w", projectID, ErrNotFound)
 	}
-	if p.NoBuilds {
-		return Pipeline{}, fmt.Errorf("project %s: CI/CD is switched off", p.Path)
-	}
+	o.Variables = slices.Clone(o.Variables)
 	setDefault(&o.Ref, p.DefaultBranch)
 	setDefault(&o.Source, "push")
 	if !gitrepo.ValidName(o.Ref) {
@@ -164,10 +162,10 @@ func (c *Coordinator) prepare(ctx context.Context, run *pipelineRun) error {
 	run.iid = p.lastIID
 	run.before = firstOf(o.BeforeSHA, p.lastSHA[o.Ref])
 	setDefault(&run.user, User{Login: "root", Name: "Administrator", Email: "admin@example.com"})
-	if _, known := c.users[run.user.Login]; !known {
-		c.users[run.user.Login] = run.user
+	if run.userID = c.users[run.user.Login]; run.userID == 0 {
+		run.userID = c.id("user")
+		c.users[run.user.Login] = run.userID
 	}
-	run.userID = c.userID(run.user.Login)
 	c.mu.Unlock()
 	run.protected = p.protects(o.Ref, o.Tag)
 
@@ -361,15 +359,6 @@ func (c *Coordinator) start(run *pipelineRun, head string) (Pipeline, error) {
 	c.advance(run, now)
 	c.cancelRedundant(run, head, now)
 	return run.snapshot(), nil
-}
-
-// userID is the number of a user.
-func (c *Coordinator) userID(login string) int64 {
-	key := "user " + login
-	if c.lastID[key] == 0 {
-		c.lastID[key] = c.id("user")
-	}
-	return c.lastID[key]
 }
 
 func firstOf(list ...string) string {

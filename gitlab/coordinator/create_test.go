@@ -49,7 +49,7 @@ on-main: {extends: .job, rules: [{if: '$CI_COMMIT_BRANCH == $CI_DEFAULT_BRANCH'}
 on-tag: {extends: .job, rules: [{if: '$CI_COMMIT_TAG'}]}
 by-hand: {extends: .job, rules: [{if: '$CI_PIPELINE_SOURCE == "web"'}]}
 asked: {extends: .job, rules: [{if: '$ASKED'}]}
-of-project: {extends: .job, rules: [{if: '$OF_PROJECT == "yes"'}]}
+of-project: {extends: .job, rules: [{if: '$OF_PROJECT == "yes" && $GITLAB_USER_LOGIN == "root"'}]}
 has-c: {extends: .job, rules: [{exists: ['src/**/*.c']}]}
 has-go: {extends: .job, rules: [{exists: ['**/*.go']}]}
 changes-c: {extends: .job, rules: [{changes: ['src/**/*']}]}

@@ -16,7 +16,6 @@ const (
 	reasonProvisioningTimeout runnerapi.FailureReason = "runner_provisioning_timeout"
 	reasonStuckOrTimeout      runnerapi.FailureReason = "stuck_or_timeout_failure"
 	reasonTraceSize           runnerapi.FailureReason = "trace_size_exceeded"
-	reasonBuildsDisabled      runnerapi.FailureReason = "builds_disabled"
 	reasonRunnerUnsupported   runnerapi.FailureReason = "runner_unsupported"
 	reasonUnknown             runnerapi.FailureReason = "unknown_failure"
 )
@@ -100,7 +99,10 @@ func (c *Coordinator) enter(j *job, from, to pipeline.Status, now time.Time) {
 	case pipeline.Scheduled:
 		j.scheduledAt = j.pipe.graph.ScheduledAt(j.index)
 		c.at(j.scheduledAt, func(now time.Time) {
-			if ch, ok := j.pipe.graph.RunScheduled(j.index, now); ok && !j.retried {
+			if j.retried {
+				return // the new attempt has a timer of its own
+			}
+			if ch, ok := j.pipe.graph.RunScheduled(j.index, now); ok {
 				c.apply(j.pipe, []pipeline.Change{ch}, now)
 				c.advance(j.pipe, now)
 			}
@@ -124,7 +126,7 @@ func (c *Coordinator) countRunning(j *job, n int) {
 func (c *Coordinator) enqueue(j *job, now time.Time) {
 	p := j.pipe.project
 	e := queue.Entry{
-		Job: j.id, Project: p.id, Instance: !p.NoSharedRunners && !p.NoBuilds, Protected: j.pipe.protected, Tags: j.def.Tags,
+		Job: j.id, Project: p.id, Instance: !p.NoSharedRunners, Protected: j.pipe.protected, Tags: j.def.Tags,
 	}
 	if !p.NoGroupRunners {
 		e.Namespaces = p.namespaces

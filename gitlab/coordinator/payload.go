@@ -95,7 +95,7 @@ var runnerReasons = []runnerapi.FailureReason{
 	reasonUnknown, runnerapi.ReasonScriptFailure, "api_failure", reasonStuckOrTimeout, runnerapi.ReasonRunnerSystem,
 	"missing_dependency_failure", reasonRunnerUnsupported, "stale_schedule", runnerapi.ReasonExecutionTimeout,
 	"archived_failure", "unmet_prerequisites", reasonScheduler, "data_integrity_failure", "forward_deployment_failure",
-	"user_blocked", "project_deleted", "ci_quota_exceeded", "pipeline_loop_detected", reasonTraceSize, reasonBuildsDisabled,
+	"user_blocked", "project_deleted", "ci_quota_exceeded", "pipeline_loop_detected", reasonTraceSize, "builds_disabled",
 	reasonProvisioningTimeout, runnerapi.ReasonImagePull, runnerapi.ReasonConfiguration,
 	runnerapi.ReasonExternalDependency, runnerapi.ReasonInterrupted, runnerapi.ReasonCanceled,
 }

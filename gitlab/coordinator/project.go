@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,8 +39,6 @@ type ProjectOptions struct {
 	ProtectedRefs []string
 	// NoSharedRunners keeps instance runners away; NoGroupRunners those of the groups above.
 	NoSharedRunners, NoGroupRunners bool
-	// NoBuilds switches CI/CD off: pipelines are refused and pending jobs are dropped.
-	NoBuilds bool
 	// NoAutoCancel switches off that a newer pipeline of a ref cancels older ones of other commits
 	// (workflow:auto_cancel:on_new_commit).
 	NoAutoCancel bool
@@ -101,6 +100,7 @@ func (c *Coordinator) AddProject(ctx context.Context, o ProjectOptions) (Project
 	if err := o.complete(); err != nil {
 		return Project{}, err
 	}
+	o.Variables, o.ProtectedRefs = slices.Clone(o.Variables), slices.Clone(o.ProtectedRefs)
 	c.mu.Lock()
 	if c.paths[o.Path] != nil {
 		c.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -146,6 +147,13 @@ func (r *Repo) Sync(ctx context.Context) error {
 		id, ref, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		now[ref] = id
 	}
+	if len(r.refs) == 0 && len(r.made) == 0 {
+		if err := r.pack(now); err != nil {
+			return fmt.Errorf("write the served refs: %w", err)
+		}
+		r.refs = now
+		return nil
+	}
 	// What goes, goes first: "topic" cannot be in the way of "topic/one" in a step of its own.
 	var gone, in bytes.Buffer
 	for ref := range r.refs {
@@ -172,6 +180,20 @@ func (r *Repo) Sync(ctx context.Context) error {
 	}
 	r.refs = now
 	return nil
+}
+
+// pack writes the first refs as git-pack-refs would: one file, where git update-ref takes a quarter of a millisecond for
+// each of what may be many thousands.
+func (r *Repo) pack(refs map[string]string) error {
+	var text bytes.Buffer
+	for _, ref := range slices.Sorted(maps.Keys(refs)) {
+		fmt.Fprintf(&text, "%s %s\n", refs[ref], ref)
+	}
+	path := filepath.Join(r.dir, "packed-refs")
+	if err := os.WriteFile(path+".new", text.Bytes(), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // inTheWay says whether a ref cannot exist beside others because one is a folder of the other.

@@ -1,6 +1,7 @@
 package gitrepo
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -122,6 +123,27 @@ func TestSetMissingGivesWayToTheUser(t *testing.T) {
 	require.NoError(t, r.Sync(ctx))
 	require.Equal(t, map[string]string{"refs/heads/main": two, "refs/heads/new/deep": one, "refs/heads/x": one}, refs(t, r))
 	require.ErrorContains(t, r.SetMissing(ctx, "refs/heads/new", one), "update the served refs: git update-ref")
+}
+
+func TestManyRefs(t *testing.T) {
+	dir := source(t, nil)
+	id := git(t, dir, "rev-parse", "HEAD")
+	var in bytes.Buffer
+	for i := range 500 {
+		fmt.Fprintf(&in, "create refs/heads/b%d %s\n", i, id)
+	}
+	_, err := run(t.Context(), userEnv(), dir, &in, "update-ref", "--stdin")
+	require.NoError(t, err)
+	git(t, dir, "tag", "-a", "-m", "x", "v1")
+	r := open(t, Options{Source: dir})
+	require.NoError(t, r.Sync(t.Context()))
+	require.Len(t, refs(t, r), 502)
+	require.Equal(t, id, git(t, r.Dir(), "rev-parse", "v1^{commit}"))
+	git(t, dir, "branch", "-D", "b7", "b8", "b9")
+	git(t, dir, "branch", "b8/x")
+	require.NoError(t, r.Sync(t.Context()))
+	require.Len(t, refs(t, r), 500)
+	require.Equal(t, id, refs(t, r)["refs/heads/b8/x"])
 }
 
 func TestShallowSources(t *testing.T) {

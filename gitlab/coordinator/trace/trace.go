@@ -137,22 +137,40 @@ func (l *Log) ReadAt(p []byte, off int64) (int, error) {
 	if short {
 		p = p[:l.size-off]
 	}
-	if !l.onDisk {
-		copy(p, l.mem[off:])
+	n, err := len(p), error(nil)
+	if l.onDisk {
+		n, err = l.readFile(p, off)
 	} else {
-		f, err := os.Open(l.path)
-		if err != nil {
-			return 0, fmt.Errorf("read trace: %w", err)
-		}
-		defer f.Close()
-		if n, err := f.ReadAt(p, off); err != nil {
-			return n, fmt.Errorf("read trace: %w", err)
-		}
+		copy(p, l.mem[off:])
 	}
-	if short {
-		return len(p), io.EOF
+	if err == nil && short {
+		err = io.EOF
 	}
-	return len(p), nil
+	return n, err
+}
+
+// readFile reads what the file has. mu is held, and released while it reads.
+func (l *Log) readFile(p []byte, off int64) (int, error) {
+	l.mu.Unlock()
+	n, err := readAt(l.path, p, off)
+	l.mu.Lock()
+	switch {
+	case err == nil:
+		return n, nil
+	case off+int64(len(p)) > l.size:
+		return 0, io.EOF // the content was dropped meanwhile
+	default:
+		return n, fmt.Errorf("read trace: %w", err)
+	}
+}
+
+func readAt(path string, p []byte, off int64) (int, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return f.ReadAt(p, off)
 }
 
 // Wait returns when the log is longer than offset bytes or ends, or with the context's error. It returns the size and
@@ -198,18 +216,27 @@ func (l *Log) Discard() error {
 	return l.clear()
 }
 
-// clear waits for a write that is under way and empties the log. mu is held.
+// clear waits for a write that is under way and empties the log. mu is held, and released while the file is removed.
 func (l *Log) clear() error {
 	for l.writing {
 		l.idle.Wait()
 	}
-	var err error
-	if l.onDisk {
-		err = os.Remove(l.path)
-	}
+	onDisk := l.onDisk
 	l.mem, l.onDisk, l.size, l.crc = nil, false, 0, 0
 	l.wake()
-	return err
+	if !onDisk {
+		return nil
+	}
+	l.writing = true
+	l.mu.Unlock()
+	err := os.Remove(l.path)
+	l.mu.Lock()
+	l.writing = false
+	l.idle.Broadcast()
+	if err != nil {
+		return fmt.Errorf("remove trace: %w", err)
+	}
+	return nil
 }
 
 func (l *Log) wake() {
