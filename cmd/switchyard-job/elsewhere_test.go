@@ -221,26 +221,44 @@ func TestAFullDisk(t *testing.T) {
 	require.Equal(t, runnerapi.ReasonScriptFailure, r.FailureReason)
 }
 
-func TestAFullDiskFromTheStart(t *testing.T) {
+func TestADiskThatIsFullFromTheStart(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root may mount a small disk")
 	}
-	small := t.TempDir()
-	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skip("cannot mount a small disk: ", err)
+	for name, pages := range map[string]int{"no room at all": 0, "room for the result only": 1} {
+		t.Run(name, func(t *testing.T) {
+			small := t.TempDir()
+			if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=256k"); err != nil {
+				t.Skip("cannot mount a small disk: ", err)
+			}
+			t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })
+			j := newJob(t, "echo ran")
+			j.dir = filepath.Join(small, "job")
+			j.create()
+			fill := func(i int) string { return filepath.Join(small, fmt.Sprint("fill", i)) }
+			for i := 0; os.WriteFile(fill(i), make([]byte, os.Getpagesize()), 0o600) == nil; i++ {
+				require.Less(t, i, 1000)
+			}
+			for i := range pages {
+				require.NoError(t, os.Remove(fill(i)))
+			}
+			require.Empty(t, j.launch())
+			code := j.wait()
+			require.Contains(t, j.complaint(), "no space left on device")
+			r, err := j.folder.Result()
+			if pages == 0 {
+				require.Equal(t, exitFailed, code)
+				require.ErrorIs(t, err, folder.ErrNoResult)
+				_, err = j.folder.Started()
+				require.ErrorIs(t, err, folder.ErrNotStarted, "it can be tried again")
+				return
+			}
+			// The fence may stand, so the job has an end: with a result.
+			require.Equal(t, exitOK, code)
+			require.NoError(t, err)
+			require.Equal(t, runnerapi.ReasonRunnerSystem, r.FailureReason)
+			require.Contains(t, r.Message, "write started: ")
+			require.Empty(t, j.trace())
+		})
 	}
-	t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })
-	j := newJob(t, "echo ran")
-	j.dir = filepath.Join(small, "job")
-	j.create()
-	for i := range 100 {
-		if os.WriteFile(filepath.Join(small, fmt.Sprint("fill", i)), make([]byte, 4096), 0o600) != nil {
-			break
-		}
-	}
-	require.Empty(t, j.launch())
-	require.Equal(t, exitFailed, j.wait())
-	require.Contains(t, j.complaint(), "no space left on device")
-	_, err := j.folder.Result()
-	require.ErrorIs(t, err, folder.ErrNoResult)
 }
