@@ -146,7 +146,7 @@ func (s *server) serve(req *http.Request) *httptest.ResponseRecorder {
 
 // pass lets virtual time pass: for tests in a synctest bubble.
 func pass(d time.Duration) {
-	time.Sleep(d) //nolint:forbidigo // nobody waits
+	time.Sleep(d)
 }
 
 type obj = map[string]any
