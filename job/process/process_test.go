@@ -138,15 +138,24 @@ var scenes = map[string]func() error{
 	},
 	"fork bomb": func() error {
 		return with(func(g *process.Group) error {
-			p, err := g.Start(sh(`f() { sleep 0.02; setsid sh -c "$BODY" & setsid sh -c "$BODY" & }; export BODY='trap "" TERM; (sleep 0.05; [ $(ps -e 2>/dev/null | wc -l) -lt 400 ] && setsid sh -c "$BODY") & sleep 60'; f; wait`, nil))
+			r, w, err := os.Pipe()
 			if err != nil {
 				return err
 			}
-			time.AfterFunc(300*time.Millisecond, func() { _ = g.Signal(p, syscall.SIGUSR1) }) // ends the shell: default action
-			<-p.Done()
-			if !g.KillAll(10 * time.Second) {
+			defer r.Close()
+			// It goes on forking, into sessions of their own, while it is killed.
+			p, err := g.Start(sh(`trap '' TERM; echo; while :; do setsid sh -c 'trap "" TERM; sleep 65 & sleep 66' & done`, w))
+			w.Close()
+			if err != nil {
+				return err
+			}
+			if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
+				return err
+			}
+			if !g.KillAll(20 * time.Second) {
 				return fmt.Errorf("something is left")
 			}
+			<-p.Done()
 			return nil
 		})
 	},

@@ -106,9 +106,7 @@ func (s *Script) body() string {
 	return string(b)
 }
 
-// Quote returns text as one word of a POSIX shell, byte for byte.
-func Quote(text string) string { return string(appendQuoted(nil, text)) }
-
+// appendQuoted appends text as one word of a POSIX shell, byte for byte.
 func appendQuoted(b []byte, text string) []byte {
 	b = append(b, '\'')
 	for {
