@@ -107,7 +107,7 @@ func TestADiskThatIsNearlyFull(t *testing.T) {
 	})
 	s := f.Next()
 	require.False(t, s.Hello.GetDraining())
-	s.Welcome(period, forever)
+	s.Welcome(short, forever)
 	f.SetPayload(1, fakejob.Payload(1, "wait"))
 	run(s, one)
 	s.Started(one)
