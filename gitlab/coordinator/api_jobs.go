@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"net/http"
@@ -34,7 +35,7 @@ func (c *Coordinator) authenticateJob(w http.ResponseWriter, r *http.Request, to
 	}
 	c.mu.Lock()
 	j := c.jobs[id]
-	reason := ""
+	var reason string
 	switch {
 	case j == nil || token == "" || token != j.token:
 	case j.erased:
@@ -42,14 +43,21 @@ func (c *Coordinator) authenticateJob(w http.ResponseWriter, r *http.Request, to
 	case need == anyStatus, j.processing(), need == onRunnerOrWait && j.waitingForAck():
 		return j
 	default:
-		reason = "Job is not processing on runner"
-		j.lateRequests++
-		c.stats.late.Add(1)
-		w.Header().Set(runnerapi.HeaderJobStatus, j.status.String())
+		c.refuseLate(w, j)
+		return nil
 	}
 	c.mu.Unlock()
 	c.forbidden(w, reason)
 	return nil
+}
+
+// refuseLate answers a request for a job that is on no runner. mu is held, and released.
+func (c *Coordinator) refuseLate(w http.ResponseWriter, j *job) {
+	j.lateRequests++
+	c.stats.late.Add(1)
+	w.Header().Set(runnerapi.HeaderJobStatus, j.status.String())
+	c.mu.Unlock()
+	c.forbidden(w, "Job is not processing on runner")
 }
 
 // updateJob answers PUT /jobs/:id.
@@ -59,7 +67,7 @@ func (c *Coordinator) updateJob(w http.ResponseWriter, r *http.Request) {
 		badParams(w, err)
 		return
 	}
-	j := c.authenticateJob(w, r, firstOf(p.Token, r.Header.Get(runnerapi.HeaderJobToken)), onRunnerOrWait)
+	j := c.authenticateJob(w, r, cmp.Or(p.Token, r.Header.Get(runnerapi.HeaderJobToken)), onRunnerOrWait)
 	if j == nil {
 		return
 	}
@@ -97,7 +105,7 @@ func (c *Coordinator) updateState(j *job, u *runnerapi.UpdateRequest, now time.T
 	default:
 		return http.StatusBadRequest, 0
 	}
-	if checksum := firstOf(u.Output.Checksum, u.Checksum); checksum != "" {
+	if checksum := cmp.Or(u.Output.Checksum, u.Checksum); checksum != "" {
 		if j.final == nil {
 			j.final = &finalUpdate{request: *u, at: now}
 		}
@@ -132,7 +140,7 @@ func (c *Coordinator) acknowledge(j *job, state string, now time.Time) bool {
 // finish ends a job as its runner says. mu is held.
 func (c *Coordinator) finish(j *job, u *runnerapi.UpdateRequest, now time.Time) {
 	size, crc := j.trace.Sum()
-	j.report = Report{State: u.State, Checksum: firstOf(u.Output.Checksum, u.Checksum), Bytesize: u.Output.Bytesize}
+	j.report = Report{State: u.State, Checksum: cmp.Or(u.Output.Checksum, u.Checksum), Bytesize: u.Output.Bytesize}
 	if j.report.Checksum != "" {
 		j.report.ChecksumOK = j.report.Checksum == fmt.Sprintf("crc32:%08x", crc)
 		if !j.report.ChecksumOK {

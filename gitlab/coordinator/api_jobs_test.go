@@ -6,7 +6,10 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,6 +189,38 @@ func TestAnyBytesArriveIntact(t *testing.T) {
 	require.EqualValues(t, all.Len(), s.Stats().TraceBytes)
 }
 
+// TestTwoPiecesAtOnce holds a write up with a pipe that nobody reads yet.
+func TestTwoPiecesAtOnce(t *testing.T) {
+	s := newServer(t, Options{TraceMemory: 1})
+	j := running(t, s)
+	require.NoError(t, syscall.Mkfifo(s.tracePath(j.ID), 0o600))
+	first := make(chan int)
+	go func() { first <- s.patch(j, "0-4", "first").Code }()
+	log, err := s.traceLog(j.ID)
+	require.NoError(t, err)
+	for !log.Busy() {
+		runtime.Gosched()
+	}
+	w := s.patch(j, "0-5", "second")
+	require.Equal(t, 409, w.Code)
+	require.JSONEq(t, `{"message":"409 Conflict"}`, w.Body.String())
+	require.EqualValues(t, 1, s.Stats().TraceBusy)
+	w = s.put(j, obj{"state": "success", "output": obj{"checksum": checksum("first")}})
+	require.Equal(t, 202, w.Code, "the trace is not complete")
+	require.Equal(t, "1", w.Header().Get("X-GitLab-Trace-Update-Interval"))
+	require.Equal(t, "running", w.Header().Get("Job-Status"))
+
+	pipe, err := os.Open(s.tracePath(j.ID))
+	require.NoError(t, err)
+	require.Equal(t, 500, <-first, "a pipe has no offsets: nothing is stored")
+	require.NoError(t, pipe.Close())
+	require.NoError(t, os.Remove(s.tracePath(j.ID)))
+	require.Equal(t, 202, s.patch(j, "0-4", "first").Code)
+	require.Equal(t, 200, s.put(j, obj{"state": "success", "output": obj{"checksum": checksum("first")}}).Code)
+	require.True(t, s.job(j.ID).Report.ChecksumOK)
+	require.True(t, s.job(j.ID).Finished())
+}
+
 // TestABrokenOffPieceLeavesNothing: a body that ends early or has no length.
 func TestABrokenOffPieceLeavesNothing(t *testing.T) {
 	s := newServer(t, Options{})
@@ -203,6 +238,30 @@ func TestABrokenOffPieceLeavesNothing(t *testing.T) {
 	require.Equal(t, 202, send(strings.NewReader("12345"), -1), "chunked")
 	require.Equal(t, "12345", s.trace(j))
 	require.Equal(t, 413, send(io.LimitReader(zeros{}, maxPatch+1), -1))
+}
+
+// TestAPieceThatComesTooLate: the job ends while the body is on its way.
+func TestAPieceThatComesTooLate(t *testing.T) {
+	s := newServer(t, Options{})
+	j := running(t, s)
+	reader, writer := io.Pipe()
+	done := make(chan *httptest.ResponseRecorder)
+	go func() {
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodPatch, jobPath(j)+"/trace", reader)
+		req.Header.Set("Job-Token", j.Token)
+		req.Header.Set("Content-Range", "0-4")
+		done <- s.serve(req)
+	}()
+	_, err := writer.Write([]byte("la"))
+	require.NoError(t, err)
+	s.finish(j, "success")
+	_, err = writer.Write([]byte("te"))
+	require.NoError(t, err)
+	require.NoError(t, writer.Close())
+	w := <-done
+	require.Equal(t, 403, w.Code)
+	require.Equal(t, "success", w.Header().Get("Job-Status"))
+	require.Empty(t, s.trace(j))
 }
 
 type zeros struct{}

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"time"
@@ -149,7 +150,7 @@ func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth 
 	}
 	view := &payloadView{
 		runner: run, token: j.token, timeout: j.timeout, now: now, queued: j.queuedAt, running: c.queue.Running(j.pipe.project.id),
-		queueSize: c.queue.Size(run.match), depth: depth, base: firstOf(c.url, base, "http://localhost"),
+		queueSize: c.queue.Size(run.match), depth: depth, base: cmp.Or(c.url, base, "http://localhost"),
 	}
 	j.locked = true
 	c.mu.Unlock()

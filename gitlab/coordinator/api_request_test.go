@@ -589,6 +589,25 @@ func TestRunnerRoutes(t *testing.T) {
 	require.Equal(t, 404, s.do(http.MethodGet, "/api/v4/projects", nil).Code)
 }
 
+func TestBodiesThatCannotBeRead(t *testing.T) {
+	s := newServer(t, Options{RegistrationToken: "x"})
+	j := running(t, s)
+	for _, route := range []string{
+		"POST /api/v4/runners", "DELETE /api/v4/runners", "DELETE /api/v4/runners/managers", "POST /api/v4/runners/verify",
+		"POST /api/v4/runners/reset_authentication_token", "POST /api/v4/jobs/request", "PUT " + jobPath(j),
+	} {
+		method, path, _ := strings.Cut(route, " ")
+		for want, body := range map[int][]byte{400: []byte(`{"token":`), 413: make([]byte, maxAPIBody+1)} {
+			w := s.do(method, path, body, "Content-Type", "application/json")
+			require.Equal(t, want, w.Code, route)
+		}
+		w := s.do(method, path, []byte("token=%zz"), "Content-Type", "application/x-www-form-urlencoded")
+		require.Equal(t, 400, w.Code, route)
+		w = s.do(method, path+"?exit_code=many&token=x", nil)
+		require.Equal(t, 400, w.Code, route)
+	}
+}
+
 func TestRegistration(t *testing.T) {
 	s := newServer(t, Options{RegistrationToken: "GR1348941secret"})
 	p := s.project("g/p")

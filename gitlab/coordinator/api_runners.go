@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"time"
@@ -10,7 +11,7 @@ import (
 
 // runnerToken is the token of a request: of its body or address, or else of the header.
 func runnerToken(r *http.Request, p *params) string {
-	return firstOf(p.Token, r.Header.Get(runnerapi.HeaderRunnerToken))
+	return cmp.Or(p.Token, r.Header.Get(runnerapi.HeaderRunnerToken))
 }
 
 // authenticate finds the runner of a request and notes that it was heard of; if there is none, it has answered. mu is

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net/http"
@@ -16,19 +17,19 @@ import (
 // maxPatch is the largest piece of a trace in one request; gitlab-runner sends at most 1 MiB.
 const maxPatch = 32 << 20
 
-// patchBuffers are reused: large pieces come at a high rate.
-var patchSize = []int{4 << 10, 64 << 10, 1 << 20, 4 << 20, maxPatch}
+// bufferSizes are those of the buffers that are used again: large pieces come at a high rate.
+var bufferSizes = [...]int{4 << 10, 64 << 10, 1 << 20, 4 << 20, maxPatch}
 
-type bufferPools [5]sync.Pool
+type bufferPools [len(bufferSizes)]sync.Pool
 
 // patchTrace answers PATCH /jobs/:id/trace.
 func (c *Coordinator) patchTrace(w http.ResponseWriter, r *http.Request) {
-	token := firstOf(r.Header.Get(runnerapi.HeaderJobToken), r.URL.Query().Get("token"))
+	token := cmp.Or(r.Header.Get(runnerapi.HeaderJobToken), r.URL.Query().Get("token"))
 	j := c.authenticateJob(w, r, token, onRunner)
 	if j == nil {
 		return
 	}
-	limit := firstOfInt(j.pipe.project.MaxTrace, c.opts.MaxTrace)
+	limit := cmp.Or(j.pipe.project.MaxTrace, c.opts.MaxTrace)
 	c.mu.Unlock()
 
 	contentRange := r.Header.Get("Content-Range")
@@ -51,6 +52,10 @@ func (c *Coordinator) patchTrace(w http.ResponseWriter, r *http.Request) {
 	offset := int64(leadingInt(start))
 	end := offset + int64(len(buffer))
 	c.mu.Lock()
+	if !j.processing() { // it has ended while the body came
+		c.refuseLate(w, j)
+		return
+	}
 	if offset == 0 && r.URL.Query().Get("debug_trace") == "true" {
 		j.debug = true
 	}
@@ -137,7 +142,7 @@ func (c *Coordinator) readPatch(r *http.Request) ([]byte, error) {
 }
 
 func (p *bufferPools) get(size int) []byte {
-	for i, s := range patchSize {
+	for i, s := range bufferSizes {
 		if size > s {
 			continue
 		}
@@ -150,18 +155,9 @@ func (p *bufferPools) get(size int) []byte {
 }
 
 func (p *bufferPools) put(buffer []byte) {
-	for i, s := range patchSize {
+	for i, s := range bufferSizes {
 		if cap(buffer) == s {
 			p[i].Put(&buffer)
 		}
 	}
-}
-
-func firstOfInt(list ...int64) int64 {
-	for _, n := range list {
-		if n != 0 {
-			return n
-		}
-	}
-	return 0
 }

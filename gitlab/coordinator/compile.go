@@ -23,6 +23,17 @@ func (c *Coordinator) compile(ctx context.Context, run *pipelineRun, reader *git
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
 	files := c.commitFiles(ctx, run)
+	// Without a commit to compare with, `changes` is always true: for a new branch, a tag, a pipeline by hand, and if
+	// the commit is gone.
+	hasBefore := run.before != blank(run.before) && !run.opts.Tag && run.opts.Source == "push"
+	if hasBefore {
+		switch _, err := reader.Commit(run.before); {
+		case errors.Is(err, gitrepo.ErrNotFound):
+			hasBefore = false
+		case err != nil:
+			return nil, fmt.Errorf("find the commit before: %w", err)
+		}
+	}
 	var user list
 	user.user(run.user, run.userID)
 	def, err := ciconfig.Compile(p.CIConfigPath, src, ciconfig.Options{
@@ -32,9 +43,8 @@ func (c *Coordinator) compile(ctx context.Context, run *pipelineRun, reader *git
 		Include:    func(path string) ([]byte, error) { return reader.File(run.commit.SHA, path) },
 		Glob:       files.include,
 		Exists:     func(pattern string) (bool, error) { return match(pattern, files.paths) },
-		// Without a commit to compare with, `changes` is always true: for a new branch, a tag, a pipeline by hand.
 		Changes: func(pattern string) (bool, error) {
-			if run.before == blank(run.before) || run.opts.Tag || run.opts.Source != "push" {
+			if !hasBefore {
 				return true, nil
 			}
 			return match(pattern, files.changed)

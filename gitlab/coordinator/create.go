@@ -1,9 +1,11 @@
 package coordinator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +24,7 @@ type PipelineOptions struct {
 	// SHA is the commit: an id or what git rev-parse takes. Empty means the tip of Ref. A commit that is not the tip is
 	// fine; if the repository has no such Ref, it is served at that commit.
 	SHA string
-	// BeforeSHA is what Ref pointed at before; empty means the commit of the last pipeline of this ref, or zeros.
+	// BeforeSHA is the id of the commit that Ref pointed at before; empty means the commit of the last pipeline of this ref, or zeros.
 	BeforeSHA string
 	// Source is CI_PIPELINE_SOURCE; empty means push.
 	Source string
@@ -114,6 +116,8 @@ const (
 	maxJobs = 100_000
 )
 
+var commitID = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
+
 // blank is the id that stands for no commit, in the format of another id.
 func blank(sha string) string { return strings.Repeat("0", len(sha)) }
 
@@ -132,6 +136,9 @@ func (c *Coordinator) CreatePipeline(ctx context.Context, projectID int64, o Pip
 	setDefault(&o.Source, "push")
 	if !gitrepo.ValidName(o.Ref) {
 		return Pipeline{}, fmt.Errorf("project %s: %q is no valid name of a branch or tag", p.Path, o.Ref)
+	}
+	if o.BeforeSHA != "" && !commitID.MatchString(o.BeforeSHA) {
+		return Pipeline{}, fmt.Errorf("project %s: %q is no id of a commit: give all of its digits", p.Path, o.BeforeSHA)
 	}
 	run := &pipelineRun{project: p, opts: o, user: o.User, changed: make(chan struct{}), createdAt: time.Now()}
 	if err := c.prepare(ctx, run); err != nil {
@@ -160,7 +167,7 @@ func (c *Coordinator) prepare(ctx context.Context, run *pipelineRun) error {
 	run.id = c.id("pipeline")
 	p.lastIID++
 	run.iid = p.lastIID
-	run.before = firstOf(o.BeforeSHA, p.lastSHA[o.Ref])
+	run.before = cmp.Or(o.BeforeSHA, p.lastSHA[o.Ref])
 	setDefault(&run.user, User{Login: "root", Name: "Administrator", Email: "admin@example.com"})
 	if run.userID = c.users[run.user.Login]; run.userID == 0 {
 		run.userID = c.id("user")
@@ -170,7 +177,7 @@ func (c *Coordinator) prepare(ctx context.Context, run *pipelineRun) error {
 	run.protected = p.protects(o.Ref, o.Tag)
 
 	if p.repo == nil {
-		run.commit = gitrepo.Commit{SHA: firstOf(o.SHA, strings.Repeat("0", sha1Length))}
+		run.commit = gitrepo.Commit{SHA: cmp.Or(o.SHA, strings.Repeat("0", sha1Length))}
 		setDefault(&run.before, blank(run.commit.SHA))
 		if o.Config == nil {
 			return fmt.Errorf("the project has no repository, so its pipelines need a compiled configuration")
@@ -359,15 +366,6 @@ func (c *Coordinator) start(run *pipelineRun, head string) (Pipeline, error) {
 	c.advance(run, now)
 	c.cancelRedundant(run, head, now)
 	return run.snapshot(), nil
-}
-
-func firstOf(list ...string) string {
-	for _, s := range list {
-		if s != "" {
-			return s
-		}
-	}
-	return ""
 }
 
 func (run *pipelineRun) snapshot() Pipeline {

@@ -70,6 +70,10 @@ protected: {extends: .job, rules: [{if: '$CI_COMMIT_REF_PROTECTED == "true"'}]}
 	require.ElementsMatch(t, []string{"on-main", "of-project", "has-c", "protected"}, names(PipelineOptions{}), "nothing in src has changed")
 	commit(t, dir, "there", map[string]string{"src/deep/a.c": "2"})
 	require.Contains(t, names(PipelineOptions{}), "changes-c")
+	commit(t, dir, "elsewhere again", map[string]string{"README": "y"})
+	require.Contains(t, names(PipelineOptions{BeforeSHA: strings.Repeat("ab", 20)}), "changes-c", "a commit that is gone")
+	_, err := s.CreatePipeline(t.Context(), p.ID, PipelineOptions{BeforeSHA: "--output=x"})
+	require.ErrorContains(t, err, `"--output=x" is no id of a commit`)
 }
 
 func TestNoPipeline(t *testing.T) {

@@ -24,8 +24,8 @@ type Event struct {
 }
 
 // Subscribe returns a channel of events from now on, closed when ctx ends or the coordinator is closed. A slow reader
-// holds up nobody: while an event has not been read, further ones of the same kind about the same thing are dropped, so
-// at most one per thing waits.
+// holds up nobody: while an event waits, further ones of the same kind about the same thing are dropped, so at most one
+// per thing waits beside the one that is being handed over.
 func (c *Coordinator) Subscribe(ctx context.Context) <-chan Event {
 	s := &subscriber{waiting: map[Event]struct{}{}, wake: make(chan struct{}, 1)}
 	out := make(chan Event)
@@ -44,17 +44,16 @@ func (c *Coordinator) Subscribe(ctx context.Context) <-chan Event {
 			c.mu.Unlock()
 		}()
 		for {
-			for _, e := range s.take() {
-				select {
-				case out <- e:
-				case <-ctx.Done():
-					return
-				case <-c.ctx.Done():
-					return
-				}
+			e, ok := s.next()
+			send, wake := out, s.wake
+			if ok {
+				wake = nil
+			} else {
+				send = nil
 			}
 			select {
-			case <-s.wake:
+			case send <- e:
+			case <-wake:
 			case <-ctx.Done():
 				return
 			case <-c.ctx.Done():
@@ -86,13 +85,18 @@ func (s *subscriber) add(e Event) {
 	}
 }
 
-func (s *subscriber) take() []Event {
+// next takes the event that has waited longest. It no longer waits then: a change after this moment is an event of its
+// own, so that whoever reads the state after the first event misses nothing.
+func (s *subscriber) next() (Event, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	events := s.order
-	s.order = nil
-	clear(s.waiting)
-	return events
+	if len(s.order) == 0 {
+		return Event{}, false
+	}
+	e := s.order[0]
+	s.order = s.order[1:]
+	delete(s.waiting, e)
+	return e, true
 }
 
 // publish tells subscribers. mu is held.

@@ -34,7 +34,7 @@ func (c *Coordinator) advance(p *pipelineRun, now time.Time) {
 		return
 	}
 	p.status = status
-	if status != pipeline.Pending && status != pipeline.Created && p.startedAt.IsZero() {
+	if status == pipeline.Running && p.startedAt.IsZero() {
 		p.startedAt = now
 	}
 	p.setAlive(!status.Completed())

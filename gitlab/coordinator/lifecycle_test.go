@@ -334,7 +334,7 @@ func TestEvents(t *testing.T) {
 	require.Len(t, s.subscribers, 1)
 	for sub := range s.subscribers {
 		sub.mu.Lock()
-		require.LessOrEqual(t, len(sub.order), 3, "at most one event per thing waits")
+		require.LessOrEqual(t, len(sub.order), 3, "at most one event of a kind per thing waits")
 		sub.mu.Unlock()
 	}
 	s.mu.Unlock()

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"net"
 	"net/url"
 	"strconv"
@@ -37,7 +38,7 @@ func (l *list) secret(key, value string, masked bool) {
 func (c *Coordinator) baseURL(ofRequest string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return firstOf(c.url, ofRequest, "http://localhost")
+	return cmp.Or(c.url, ofRequest, "http://localhost")
 }
 
 // pipelineVariables are the predefined ones of project and pipeline (Project#predefined_variables,
@@ -58,7 +59,7 @@ func (l *list) server(base string) {
 	if err != nil {
 		u = &url.URL{Scheme: "http", Host: "localhost"} // SetURL refuses such
 	}
-	port := firstOf(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 	version := strings.Split(serverVersion, ".")
 	l.add("CI", "true")
 	l.add("GITLAB_CI", "true")
@@ -150,7 +151,7 @@ func (l *list) persisted(j *job, view *payloadView) {
 func (l *list) job(d *ciconfig.Job) {
 	l.add("CI_JOB_NAME", d.Name)
 	l.add("CI_JOB_NAME_SLUG", variables.Slug(d.Name))
-	l.add("CI_JOB_GROUP_NAME", firstOf(d.Group, d.Name))
+	l.add("CI_JOB_GROUP_NAME", cmp.Or(d.Group, d.Name))
 	l.add("CI_JOB_STAGE", d.Stage)
 	if d.When == ciconfig.Manual || d.When == ciconfig.Delayed {
 		l.add("CI_JOB_MANUAL", "true")

@@ -151,9 +151,6 @@ func (p *Pipeline) AllowFailure(job int) bool { return p.jobs[job].allowFailure 
 // ScheduledAt is when a job of status scheduled is due.
 func (p *Pipeline) ScheduledAt(job int) time.Time { return p.jobs[job].scheduledAt }
 
-// Len is the number of jobs.
-func (p *Pipeline) Len() int { return len(p.jobs) }
-
 // SetAllowFailure changes whether the current attempt of a job may fail: an exit code of `allow_failure:exit_codes`
 // decides it when the job has ended.
 func (p *Pipeline) SetAllowFailure(job int, allow bool) {
