@@ -16,7 +16,7 @@ const (
 	// stream before the control plane has said how much it takes.
 	frameSize = 256 << 10
 	// gather is how long a job's next frame waits for more bytes after its last one, unless it is full.
-	gather = 50 * time.Millisecond
+	gather = 25 * time.Millisecond
 )
 
 // Source is one job's trace. ReadAt follows io.ReaderAt; io.EOF says only that this is all for now. It is called by one
@@ -87,16 +87,6 @@ func (s *Sender) Grow(ref ledger.Ref, length int64) {
 	defer s.mu.Unlock()
 	if j := s.jobs[ref]; j != nil {
 		j.hint, j.more = max(j.hint, length), true
-		s.schedule(j)
-	}
-}
-
-// Flush says that the bytes that are there should not wait for more.
-func (s *Sender) Flush(ref ledger.Ref) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if j := s.jobs[ref]; j != nil {
-		j.more, j.lastSent = true, time.Time{}
 		s.schedule(j)
 	}
 }
