@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/switchyard-ci/switchyard/agent"
 	"github.com/switchyard-ci/switchyard/gitlab/ciconfig"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
 	"github.com/switchyard-ci/switchyard/internal/liveview"
@@ -35,6 +37,7 @@ type runCmd struct {
 	Output   string        `short:"o" enum:"text,json" default:"text" help:"json prints the result, or the list, as JSON; progress goes to stderr then."`
 	Plain    bool          `help:"Print the jobs' output line by line also on a terminal."`
 	Color    string        `enum:"auto,always,never" default:"auto" help:"auto, always or never."`
+	Log      string        `type:"path" placeholder:"FILE" help:"Append what control plane, agent and embedded GitLab have to say to this file."`
 }
 
 // Help is shown by --help.
@@ -63,12 +66,21 @@ func (c *runCmd) Run(ctx context.Context, std streams) error {
 	if err != nil {
 		return usageError(err)
 	}
-	if c.Slots < 0 {
-		return usageError(fmt.Errorf("--jobs is %d: it must be 1 or more", c.Slots))
+	if c.Slots < 0 || c.Slots > agent.MaxSlots {
+		return usageError(fmt.Errorf("--jobs is %d: it must be 1 to %d", c.Slots, agent.MaxSlots))
 	}
 	if c.Slots == 0 {
 		c.Slots = runtime.GOMAXPROCS(0)
 	}
+	if c.Timeout < 0 {
+		return usageError(fmt.Errorf("--timeout is %s: it must not be negative", c.Timeout))
+	}
+	log, closeLog, err := openLog(c.Log)
+	if err != nil {
+		return usageError(err)
+	}
+	steering := newSteering() // before anything is made that a signal would leave behind
+	defer steering.stop()
 	scratch, err := os.MkdirTemp("", "switchyard-run-")
 	if err != nil {
 		return fmt.Errorf("make a folder for what is needed meanwhile: %w", err)
@@ -76,23 +88,41 @@ func (c *runCmd) Run(ctx context.Context, std streams) error {
 	if c.List {
 		err = c.list(ctx, std, scratch, variables)
 	} else {
-		err = c.run(ctx, std, scratch, variables)
+		err = c.run(ctx, std, scratch, variables, steering, log)
 	}
-	return errors.Join(err, os.RemoveAll(scratch))
+	return errors.Join(err, os.RemoveAll(scratch), closeLog())
+}
+
+// openLog opens the file that was named, for this user alone: jobs' names and paths are in it.
+func openLog(name string) (*slog.Logger, func() error, error) {
+	if name == "" {
+		return slog.New(slog.DiscardHandler), func() error { return nil }, nil
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--log: %w", err)
+	}
+	return slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug})), f.Close, nil
+}
+
+// unlessInterrupted is err, or what a user gets to see who has interrupted what failed.
+func unlessInterrupted(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return &exitError{Code: exitInterrupted}
+	}
+	return err
 }
 
 // run runs the pipeline.
-func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables []ciconfig.Variable) error {
-	steering := newSteering()
-	defer steering.stop()
-	fleet, project, err := c.start(ctx, scratch)
+func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables []ciconfig.Variable, steering *steering, log *slog.Logger) error {
+	fleet, project, err := c.start(ctx, scratch, log)
 	if err != nil {
-		return err
+		return unlessInterrupted(ctx, err)
 	}
 	end := func(err error) error { return errors.Join(err, fleet.Close()) }
 	p, err := project.create(ctx, fleet.GitLab(), c, variables)
 	if err != nil {
-		return end(err)
+		return end(unlessInterrupted(ctx, err))
 	}
 	if err := fleet.GitLab().SetTags(fleet.Runners()[0].ID, tagsOf(p)); err != nil {
 		return end(fmt.Errorf("let the runner take jobs with all tags: %w", err))
@@ -116,7 +146,7 @@ func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables
 }
 
 // start starts a fleet and, at the same time, looks at the project.
-func (c *runCmd) start(ctx context.Context, scratch string) (*localfleet.Fleet, *project, error) {
+func (c *runCmd) start(ctx context.Context, scratch string, log *slog.Logger) (*localfleet.Fleet, *project, error) {
 	binary, err := findJobBinary()
 	if err != nil {
 		return nil, nil, err
@@ -127,7 +157,7 @@ func (c *runCmd) start(ctx context.Context, scratch string) (*localfleet.Fleet, 
 	both.Go(func() (err error) {
 		fleet, err = localfleet.Start(ctx, localfleet.Options{
 			Dir: scratch, Slots: c.Slots, JobBinary: binary, Environ: snapshot.Environ(os.Environ()),
-			StopAfter: stopAfter, LostAfter: lostAfter, TracePace: tracePace,
+			StopAfter: stopAfter, LostAfter: lostAfter, TracePace: tracePace, Logger: log,
 		})
 		return err
 	})
@@ -138,9 +168,6 @@ func (c *runCmd) start(ctx context.Context, scratch string) (*localfleet.Fleet, 
 	if err := both.Wait(); err != nil {
 		if fleet != nil {
 			err = errors.Join(err, fleet.Close())
-		}
-		if ctx.Err() != nil {
-			return nil, nil, &exitError{Code: exitInterrupted}
 		}
 		return nil, nil, err
 	}

@@ -19,13 +19,14 @@ import (
 func (c *runCmd) list(ctx context.Context, std streams, scratch string, variables []ciconfig.Variable) error {
 	project, err := findProject(ctx, c, filepath.Join(scratch, "project"))
 	if err != nil {
-		return err
+		return unlessInterrupted(ctx, err)
 	}
 	gitlab, err := coordinator.New(coordinator.Options{Dir: scratch})
 	if err != nil {
 		return err
 	}
 	p, err := project.create(ctx, gitlab, c, variables)
+	err = unlessInterrupted(ctx, err)
 	for _, w := range p.Warnings {
 		fmt.Fprintln(std.err, "warning:", tracetext.Clean(w))
 	}

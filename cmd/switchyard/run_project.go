@@ -138,9 +138,6 @@ func (p *project) create(ctx context.Context, gitlab *coordinator.Coordinator, c
 	if err == nil {
 		return pipeline, nil
 	}
-	if ctx.Err() != nil {
-		return pipeline, &exitError{Code: exitInterrupted}
-	}
 	return pipeline, usageError(p.explain(err))
 }
 

@@ -61,6 +61,9 @@ func (s *steering) run(ctx context.Context, fleet *localfleet.Fleet, pipeline in
 			s.interrupted = true
 		case <-s.unread:
 			s.deaf = true
+			if level > 0 {
+				continue // a terminal that is closed sends a signal, too
+			}
 		case <-over:
 			s.timedOut, notice = true, sayTimeout
 			if level > 0 {
