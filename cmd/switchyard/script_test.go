@@ -9,9 +9,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"syscall"
+	"regexp"
 	"testing"
 	"time"
 
@@ -29,6 +28,8 @@ func TestMain(m *testing.M) {
 //	gitlab ANSWER   a GitLab that gives every request one answer (ok, 403, 500, html); its address is $GITLAB
 //	freeport        a port that nobody uses, in $PORT
 //	waitfor FILE    waits until the file exists
+//	eventually RE COMMAND...   repeats a command until its output matches
+//	logged FILE RE  waits until the file has text that matches
 //	expand FILE     replaces $NAME in the file by the script's variables
 func TestScripts(t *testing.T) {
 	bin := buildAgent(t)
@@ -40,10 +41,12 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"gitlab":   startGitLab,
-			"freeport": freePort,
-			"waitfor":  waitFor,
-			"expand":   expand,
+			"gitlab":     startGitLab,
+			"freeport":   freePort,
+			"waitfor":    waitFor,
+			"eventually": eventually,
+			"logged":     logged,
+			"expand":     expand,
 		},
 	})
 }
@@ -52,7 +55,7 @@ func TestScripts(t *testing.T) {
 func buildAgent(t *testing.T) string {
 	t.Helper()
 	bin := t.TempDir()
-	cmd := exec.Command("go", "build", "-o", bin, "../switchyard-agent")
+	cmd := exec.Command("go", "build", "-o", bin, "../switchyard-agent", "../switchyard-job")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, string(out))
@@ -103,19 +106,37 @@ func expand(ts *testscript.TestScript, _ bool, args []string) {
 
 // waitFor polls: the writer is another process, which knows nothing of the test.
 func waitFor(ts *testscript.TestScript, _ bool, args []string) {
-	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer cancel()
-	ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
+	poll(ts, args[0]+" did not appear", func() bool {
+		_, err := os.Stat(ts.MkAbs(args[0]))
+		return err == nil
+	})
+}
+
+// eventually repeats a command for the same reason.
+func eventually(ts *testscript.TestScript, _ bool, args []string) {
+	want := regexp.MustCompile(args[0])
+	poll(ts, "no output matched "+args[0], func() bool {
+		return ts.Exec(args[1], args[2:]...) == nil && want.MatchString(ts.ReadFile("stdout"))
+	})
+}
+
+func logged(ts *testscript.TestScript, _ bool, args []string) {
+	want := regexp.MustCompile(args[1])
+	poll(ts, args[0]+" has no "+args[1], func() bool {
+		b, err := os.ReadFile(ts.MkAbs(args[0]))
+		return err == nil && want.Match(b)
+	})
+}
+
+func poll(ts *testscript.TestScript, otherwise string, is func() bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
-	for {
-		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
-			return
-		}
+	for !is() {
 		select {
 		case <-ctx.Done():
-			ts.Fatalf("%s did not appear", args[0])
+			ts.Fatalf("%s", otherwise)
 		case <-ticker.C:
 		}
 	}
