@@ -66,9 +66,14 @@ func (j *Job) prepare(ctx context.Context) error {
 				"or set GIT_STRATEGY to none or empty for jobs that need no sources",
 		}
 	}
+	// Hooks run here even where scripts run elsewhere.
+	if j.Spec.ScriptSocket == "" || len(j.payload.Hooks) > 0 {
+		if j.shell, err = shell.Find(j.Spec.Shells, j.Spec.Login, j.searchPath()); err != nil {
+			return err
+		}
+	}
 	if j.Spec.ScriptSocket == "" {
-		j.shell, err = shell.Find(j.Spec.Shells, j.Spec.Login, j.searchPath())
-		return err
+		return nil
 	}
 	// The script's user may be another, and /dev/stdout must still be writable for it.
 	if err := unix.Fchmod(int(j.out.write.Fd()), 0o666); err != nil {
@@ -131,7 +136,13 @@ func remove(name string) error {
 
 // writeFileVariables writes the files of file variables, anew for each script: the one before may have changed them.
 func (j *Job) writeFileVariables() error {
-	for _, v := range j.vars.Files() {
+	files := j.vars.Files()
+	if len(files) > 0 { // a script may have removed the folder
+		if err := os.MkdirAll(j.tempDir, 0o700); err != nil {
+			return fmt.Errorf("make the folder for temporary files: %w", err)
+		}
+	}
+	for _, v := range files {
 		name := j.vars.File(v.Key)
 		// A link that a script left must not be followed.
 		err := remove(name)
@@ -211,11 +222,14 @@ func (j *Job) runScript(ctx context.Context, c commands) error {
 
 // assignments reads what scripts wrote to $GITLAB_ENV.
 func (j *Job) assignments() ([]string, error) {
-	f, err := os.OpenFile(path.Join(j.tempDir, environmentFile), os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	notRegular := &failure{message: fmt.Sprintf("$GITLAB_ENV must be a regular file of at most %d bytes", maxEnvironmentFile)}
+	f, err := os.OpenFile(path.Join(j.tempDir, environmentFile), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
-	}
-	if err != nil {
+	case errors.Is(err, syscall.ELOOP):
+		return nil, notRegular
+	case err != nil:
 		return nil, fmt.Errorf("read $GITLAB_ENV: %w", err)
 	}
 	defer func() { _ = f.Close() }()
@@ -224,7 +238,7 @@ func (j *Job) assignments() ([]string, error) {
 		return nil, fmt.Errorf("read $GITLAB_ENV: %w", err)
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxEnvironmentFile {
-		return nil, &failure{message: fmt.Sprintf("$GITLAB_ENV must be a regular file of at most %d bytes", maxEnvironmentFile)}
+		return nil, notRegular
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxEnvironmentFile))
 	if err != nil {
@@ -292,9 +306,10 @@ func (j *Job) runThere(ctx context.Context, stdin *os.File) (int, error) {
 			t := time.NewTimer(s.wait)
 			select {
 			case <-r.Done():
+				t.Stop()
+				return
 			case <-t.C:
 			}
-			t.Stop()
 		}
 	}()
 	if err := j.out.copyUntil(end); err != nil {

@@ -106,8 +106,10 @@ func TestScriptsThatRunElsewhere(t *testing.T) {
 	t.Run("sources are got here", func(t *testing.T) {
 		j := there("cat file; echo $OF_THE_CONTAINER")
 		newRepository(t).use(j)
+		j.payload.Hooks = []runnerapi.Hook{{Name: "post_get_sources_script", Script: []string{"echo hooked [$OF_THE_CONTAINER]"}}}
 		require.Equal(t, runnerapi.StateSuccess, j.run().State, j.trace())
 		require.Equal(t, "threeyes\n", j.said())
+		require.Contains(t, j.trace(), "\nhooked []\n")
 	})
 }
 

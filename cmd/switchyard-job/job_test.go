@@ -286,11 +286,20 @@ func TestStateBetweenSteps(t *testing.T) {
 	require.Equal(t, runnerapi.StateSuccess, j.run().State)
 	require.Contains(t, j.trace(), "\n[from script][2][][fresh]\n")
 
-	j = newJob(t, `rm -f $GITLAB_ENV; mkfifo $GITLAB_ENV`)
-	j.payload.Steps = append(j.payload.Steps, runnerapi.Step{Name: "next", Script: []string{"echo no"}})
-	r := j.run()
-	require.Equal(t, runnerapi.StateFailed, r.State)
-	require.Contains(t, j.trace(), "ERROR: Job failed: $GITLAB_ENV must be a regular file")
+	j = newJob(t, `rm -rf "$RUNNER_TEMP_PROJECT_DIR"`)
+	j.variable("F", "again", file)
+	j.afterScript(`cat $F`)
+	require.Equal(t, runnerapi.StateSuccess, j.run().State)
+	require.Contains(t, j.trace(), "$ cat $F"+reset+"\nagain")
+
+	for _, instead := range []string{"mkfifo $GITLAB_ENV", "ln -s /etc/passwd $GITLAB_ENV", "mkdir $GITLAB_ENV"} {
+		j = newJob(t, instead)
+		j.payload.Steps = append(j.payload.Steps, runnerapi.Step{Name: "next", Script: []string{"echo no"}})
+		r := j.run()
+		require.Equal(t, runnerapi.StateFailed, r.State)
+		require.Equal(t, runnerapi.ReasonScriptFailure, r.FailureReason)
+		require.Contains(t, j.trace(), "ERROR: Job failed: $GITLAB_ENV must be a regular file")
+	}
 }
 
 func TestSecretsAreMasked(t *testing.T) {

@@ -8,6 +8,7 @@
 //	trace         job         trace bytes [P, P+n): masked, repaired and limited already; only ever grows
 //	suffix        agent       trace bytes after the job's; written only when the job ended without a result
 //	lock          job         flock(2)ed by the switchyard-job that runs the job, for as long as it lives
+//	.             both        the folder itself is flock(2)ed while a job starts, and to ask whether one runs: see LockStart
 //	started       job         the fence: made with O_EXCL and synced (file and folder) before the first user command.
 //	                          A folder that has it never starts again.
 //	result.json   job         how it ended; written to a temporary name, synced, renamed. The trace is synced before it.
