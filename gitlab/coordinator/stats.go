@@ -23,7 +23,6 @@ type Stats struct {
 	Patches      int64 // PATCH trace answered by 202
 	TraceBytes   int64
 	RangeErrors  int64 // PATCH trace answered by 416
-	Duplicates   int64 // PATCH trace answered by 202 that brought nothing new
 	TraceBusy    int64 // PATCH trace answered by 409
 	Forbidden    int64 // answered by 403
 	LateRequests int64 // requests with the right token for a job that has ended
@@ -34,7 +33,7 @@ type Stats struct {
 
 type counters struct {
 	requests, claims, noJob, cached, conflicts, held, heldChanged, heldTimeouts, acks, keepAlives, ackExpired, started,
-	finished, accepted, badChecksums, badSizes, patches, traceBytes, rangeErrors, duplicates, traceBusy, forbidden, late, stuck,
+	finished, accepted, badChecksums, badSizes, patches, traceBytes, rangeErrors, traceBusy, forbidden, late, stuck,
 	gitRequests, gitRefused atomic.Int64
 }
 
@@ -46,7 +45,7 @@ func (c *Coordinator) Stats() Stats {
 		Conflicts: s.conflicts.Load(), Held: s.held.Load(), HeldChanged: s.heldChanged.Load(), HeldTimeouts: s.heldTimeouts.Load(),
 		Acks: s.acks.Load(), KeepAlives: s.keepAlives.Load(), AckExpired: s.ackExpired.Load(), Started: s.started.Load(),
 		Finished: s.finished.Load(), Accepted: s.accepted.Load(), BadChecksums: s.badChecksums.Load(), BadSizes: s.badSizes.Load(),
-		Patches: s.patches.Load(), TraceBytes: s.traceBytes.Load(), RangeErrors: s.rangeErrors.Load(), Duplicates: s.duplicates.Load(), TraceBusy: s.traceBusy.Load(),
+		Patches: s.patches.Load(), TraceBytes: s.traceBytes.Load(), RangeErrors: s.rangeErrors.Load(), TraceBusy: s.traceBusy.Load(),
 		Forbidden: s.forbidden.Load(), LateRequests: s.late.Load(), StuckDropped: s.stuck.Load(),
 		GitRequests: s.gitRequests.Load(), GitRefused: s.gitRefused.Load(),
 	}
