@@ -254,8 +254,8 @@ func findJobBinary() (string, error) {
 	const name = "switchyard-job"
 	beside := name
 	if self, err := os.Executable(); err == nil {
-		if real, err := filepath.EvalSymlinks(self); err == nil {
-			self = real
+		if target, err := filepath.EvalSymlinks(self); err == nil {
+			self = target
 		}
 		beside = filepath.Join(filepath.Dir(self), name)
 		if path, err := exec.LookPath(beside); err == nil {

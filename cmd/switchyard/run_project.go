@@ -88,8 +88,8 @@ func inside(top, dir, file string) (string, error) {
 	if !filepath.IsAbs(whole) {
 		whole = filepath.Join(dir, file)
 	}
-	if real, err := filepath.EvalSymlinks(filepath.Dir(whole)); err == nil {
-		whole = filepath.Join(real, filepath.Base(whole))
+	if folder, err := filepath.EvalSymlinks(filepath.Dir(whole)); err == nil {
+		whole = filepath.Join(folder, filepath.Base(whole))
 	}
 	rel, err := filepath.Rel(top, whole)
 	if err != nil || !filepath.IsLocal(rel) {
@@ -175,8 +175,7 @@ func (p *project) user() coordinator.User {
 // explain leaves of an error what the user needs: mistakes in the configuration with their place, which editors
 // understand, everything else without what this program calls the project.
 func (p *project) explain(err error) error {
-	var mistakes ciconfig.Errors
-	if errors.As(err, &mistakes) {
+	if mistakes, ok := errors.AsType[ciconfig.Errors](err); ok {
 		lines := make([]string, len(mistakes))
 		for i, m := range mistakes {
 			shown := *m

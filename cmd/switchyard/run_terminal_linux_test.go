@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,7 +74,7 @@ never: {stage: two, script: [echo]}
 	require.Contains(t, end, "hostile output")
 	require.Contains(t, end, "\x1b[0;31mred\x1b[0m")
 	require.Contains(t, end, "exit code 7")
-	require.Regexp(t, regexp.MustCompile(`✗.* .*pipeline failed.* after [0-9.]+s: 1 of 3 jobs failed: broken`), end)
+	require.Regexp(t, `✗.* .*pipeline failed.* after [0-9.]+s: 1 of 3 jobs failed: broken`, end)
 	for _, never := range []string{"\x1b[2J", "\x1b]"} {
 		require.NotContains(t, out, never)
 	}

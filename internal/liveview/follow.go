@@ -14,14 +14,14 @@ import (
 
 // View is told what happens to one pipeline. Its methods are called by one goroutine, in order.
 type View interface {
-	// Pipeline: it, or one of its jobs, has changed.
+	// Pipeline takes the pipeline's state when it, or one of its jobs, has changed.
 	Pipeline(p coordinator.Pipeline)
-	// Output: a job has written lines, which are complete and safe to print (package tracetext).
+	// Output takes lines that a job has written; they are complete, and safe to print (package tracetext).
 	Output(job coordinator.Job, lines []string)
-	// Partial: what a job has written of a line that is not complete, empty if there is none; until the next Output or
-	// Partial for this job.
+	// Partial takes what a job has written of a line that is not complete, empty if there is none. It holds until the
+	// next Output or Partial for this job.
 	Partial(job coordinator.Job, line string)
-	// Ended: an attempt of a job has ended, and all its output was shown.
+	// Ended is called when an attempt of a job has ended and all its output was shown.
 	Ended(job coordinator.Job)
 }
 
@@ -30,8 +30,11 @@ const chunk = 64 << 10
 
 // Source is where a pipeline comes from: a [coordinator.Coordinator].
 type Source interface {
+	// Pipeline returns a pipeline as it is now.
 	Pipeline(id int64) (coordinator.Pipeline, error)
+	// Subscribe says when to look again.
 	Subscribe(ctx context.Context) <-chan coordinator.Event
+	// Trace returns what there is of a trace from an offset on.
 	Trace(jobID, offset int64) (*io.SectionReader, error)
 }
 

@@ -2,6 +2,7 @@ package liveview
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -249,7 +250,7 @@ func (f Frame) row(stage string, r row, cols columns, withOutput bool, s Style) 
 func (f Frame) lastLines(job int64) []string {
 	tail := f.Tails[job]
 	if partial := f.Partial[job]; partial != "" {
-		return append(tail[:len(tail):len(tail)], partial)
+		return append(slices.Clip(tail), partial)
 	}
 	return tail
 }
@@ -282,13 +283,14 @@ func (f Frame) stages(width, height int, s Style) []string {
 		if n := counts[stage.Name]; active < 0 && n != nil && n[running]+n[pending] > 0 {
 			active = i
 		}
-		line := " " + pad(s.fit(s.paint(dim, tracetext.Clean(stage.Name)), cols.stage), cols.stage)
+		var line strings.Builder
+		line.WriteString(" " + pad(s.fit(s.paint(dim, tracetext.Clean(stage.Name)), cols.stage), cols.stage))
 		for c, n := range counts[stage.Name] {
 			if n > 0 {
-				line += fmt.Sprintf("  %s %d", s.symbol(class(c)), n)
+				fmt.Fprintf(&line, "  %s %d", s.symbol(class(c)), n)
 			}
 		}
-		lines = append(lines, s.fit(line, width))
+		lines = append(lines, s.fit(line.String(), width))
 	}
 	if more := len(lines) - height; more > 0 {
 		from := min(max(0, active-1), more+1)

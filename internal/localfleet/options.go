@@ -110,16 +110,17 @@ const host = "127.0.0.1"
 
 // withoutProxy sees to it that jobs reach the embedded GitLab directly: git, unlike Go, asks a proxy for this host too.
 func withoutProxy(environ []string) []string {
-	exempt := host
+	exempt := []string{host}
 	for _, e := range environ {
 		key, value, _ := strings.Cut(e, "=")
 		if strings.EqualFold(key, "no_proxy") && value != "" {
-			exempt += "," + value
+			exempt = append(exempt, value)
 		}
 	}
+	hosts := strings.Join(exempt, ",")
 	environ = slices.DeleteFunc(slices.Clone(environ), func(e string) bool {
 		key, _, _ := strings.Cut(e, "=")
 		return strings.EqualFold(key, "no_proxy")
 	})
-	return append(environ, "no_proxy="+exempt, "NO_PROXY="+exempt)
+	return append(environ, "no_proxy="+hosts, "NO_PROXY="+hosts)
 }
