@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -273,7 +274,13 @@ func TestAJobEndsWhileTheAgentIsAway(t *testing.T) {
 func TestTheAgentIsRestartedBeforeTheJobHasStarted(t *testing.T) {
 	x := fakejob.New(t)
 	preparing := make(chan struct{}, 1)
-	x.OnPrepare = func(ctx context.Context, _ io.Writer) error {
+	attempt := 0
+	x.OnPrepare = func(ctx context.Context, trace io.Writer) error {
+		attempt++
+		_, _ = fmt.Fprintf(trace, "attempt %d\n", attempt)
+		if attempt > 2 {
+			return nil
+		}
 		preparing <- struct{}{}
 		<-ctx.Done()
 		return ctx.Err()
@@ -281,19 +288,27 @@ func TestTheAgentIsRestartedBeforeTheJobHasStarted(t *testing.T) {
 	r, f, s := connect(t, x)
 	f.SetPayload(1, fakejob.Payload(1, "print once"))
 	run(s, one)
-	<-preparing
-	r.stop()
-	x.OnPrepare = nil
-	start(t, f, x, r.dir)
-	s = f.Next()
-	require.Equal(t, fleetv1.JobState_JOB_STATE_ACCEPTED, s.Hello.GetJobs()[0].GetState(), "it can still be started, and only here")
-	s.Welcome(period, forever, s.Keep(one))
-	s.Start(one)
+	for n := 1; n <= 2; n++ {
+		<-preparing
+		f.WaitTrace(1, func(trace string) bool { return strings.Contains(trace, fmt.Sprintf("attempt %d", n)) })
+		r.stop()
+		r = start(t, f, x, r.dir)
+		s = f.Next()
+		require.Equal(t, fleetv1.JobState_JOB_STATE_ACCEPTED, s.Hello.GetJobs()[0].GetState(), "it can still be started, and only here")
+		s.Welcome(period, forever, s.Keep(one))
+		s.Start(one)
+	}
 	result := s.Finished(one)
 	require.Equal(t, "success", result.GetState())
-	trace := f.WholeTrace(1, result)
+	trace := f.WholeTrace(1, result) // what was received is still true
 	require.Equal(t, 1, strings.Count(trace, "Running with"), "%q", trace)
+	require.Equal(t, 2, strings.Count(trace, "prepared anew"))
+	require.Equal(t, 3, strings.Count(trace, "section_start:"))
+	require.Equal(t, 3, strings.Count(trace, "section_end:"))
+	require.True(t, strings.HasSuffix(trace, "once\n"))
 	require.Equal(t, 1, x.Starts(1))
+	s.Forget(one)
+	r.noJobFolders()
 }
 
 func TestLeftoversOfEarlierRunsAreSwept(t *testing.T) {

@@ -19,6 +19,8 @@ const (
 	intentFile  = "intent.json"
 	outcomeFile = "outcome.json"
 	folderName  = "job"
+	// nextFolderName is that of a folder which is about to take folderName's place.
+	nextFolderName = "job.next"
 	// trashPrefix marks folders that are being removed: they are no jobs any more.
 	trashPrefix = ".trash-"
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -34,6 +35,8 @@ type prefix struct {
 	grown    func(length int64)
 	partial  []byte
 	sections bool
+	open     bool // an earlier process of the agent began the section and did not end it
+	midLine  bool // and it did not end its last line
 	closed   bool
 
 	length int64
@@ -41,12 +44,34 @@ type prefix struct {
 	err    error
 }
 
+// takeUp goes on after what an earlier process of the agent has written: source is the trace so far.
+func (p *prefix) takeUp(source io.ReaderAt) error {
+	old, err := io.ReadAll(io.NewSectionReader(source, 0, p.limit))
+	if err != nil {
+		return fmt.Errorf("read the begin of the trace: %w", err)
+	}
+	p.length, p.crc = int64(len(old)), crc32.ChecksumIEEE(old)
+	p.midLine = len(old) > 0 && old[len(old)-1] != '\n'
+	p.open = bytes.LastIndex(old, []byte("section_start:")) > bytes.LastIndex(old, []byte("section_end:"))
+	return nil
+}
+
 func (p *prefix) begin(i Intent, version, revision string, sections bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sections = sections
-	p.line("Running with switchyard " + version + " (" + revision + ")")
-	p.line("  on " + i.Runner.Name + " " + i.Runner.ShortToken + ", system ID: " + i.Runner.SystemID)
+	if p.length == 0 {
+		p.line("Running with switchyard " + version + " (" + revision + ")")
+		p.line("  on " + i.Runner.Name + " " + i.Runner.ShortToken + ", system ID: " + i.Runner.SystemID)
+	} else {
+		if p.open {
+			p.put(fmt.Appendf(nil, "section_end:%d:%s\r%s", time.Now().Unix(), section, clearLine))
+		}
+		if p.midLine {
+			p.put([]byte{'\n'})
+		}
+		p.line("The agent was restarted before the job had started: the environment is prepared anew.")
+	}
 	if sections {
 		p.put(fmt.Appendf(nil, "section_start:%d:%s\r%s", time.Now().Unix(), section, clearLine))
 	}

@@ -86,7 +86,11 @@ func (j *Job) takeUp(leave context.Context, run func(func())) (Recovered, error)
 // inspect reads a job's files; body is what is left to do.
 func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err error) {
 	fail := func(err error) (ledger.Phase, bool, func(), error) { return 0, false, nil, err }
+	w.recovered = true
 	if w.folder, err = folder.Open(filepath.Join(w.dir, folderName)); errors.Is(err, os.ErrNotExist) {
+		if err := w.finishReset(); err != nil {
+			return fail(err)
+		}
 		return ledger.Accepted, false, w.fresh, nil
 	} else if err != nil {
 		return fail(err)
@@ -153,8 +157,9 @@ func (w *work) recoverEnvironment() error {
 	return nil
 }
 
-// reset removes what there is of a job that was killed with the agent before it started. The locks make sure that no
-// switchyard-job which was on its way can start meanwhile.
+// reset makes a new folder for a job that was killed with the agent before it started. Of the old one only the prefix is
+// kept: the control plane may have some of it, and a trace never changes. The locks, and that the folder is another one,
+// make sure that no switchyard-job which was on its way can start.
 func (w *work) reset() error {
 	if w.env != nil {
 		if err := w.env.Destroy(w.leave); err != nil {
@@ -179,8 +184,24 @@ func (w *work) reset() error {
 		return errors.New("its process has just begun")
 	}
 	w.close()
-	if err := os.RemoveAll(filepath.Join(w.dir, folderName)); err != nil {
+	next, old := filepath.Join(w.dir, nextFolderName), filepath.Join(w.dir, folderName)
+	if err := os.Mkdir(next, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("prepare the job anew: %w", err)
+	}
+	if err := os.Rename(filepath.Join(old, folder.PrefixFile), filepath.Join(next, folder.PrefixFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("keep the begin of the trace: %w", err)
+	}
+	if err := os.RemoveAll(old); err != nil {
 		return fmt.Errorf("remove what was prepared: %w", err)
+	}
+	return w.finishReset()
+}
+
+// finishReset is reset's last step; the agent may have been killed right before it.
+func (w *work) finishReset() error {
+	err := os.Rename(filepath.Join(w.dir, nextFolderName), filepath.Join(w.dir, folderName))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("prepare the job anew: %w", err)
 	}
 	return nil
 }

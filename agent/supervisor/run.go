@@ -30,6 +30,7 @@ type work struct {
 	trace  *folder.Trace
 	env    executors.Environment
 
+	recovered    bool                      // from an earlier process of the agent
 	intent       Intent                    // with what Launch added
 	supported    []runnerapi.FailureReason // by the job's GitLab, as far as is known
 	prefixLength int64
@@ -192,23 +193,23 @@ func (j *Job) awaitLaunch() bool {
 
 // open makes the job's folders and begins its trace.
 func (w *work) open() (*prefix, error) {
-	err := os.Mkdir(w.dir, 0o700)
+	err := w.mkdir(w.dir)
 	if errors.Is(err, os.ErrExist) { // what bears the name is of no use to anyone
 		if err := remove(w.dir); err != nil {
 			return nil, err
 		}
-		err = os.Mkdir(w.dir, 0o700)
+		err = w.mkdir(w.dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make the job's folder: %w", err)
+		return nil, err
 	}
 	if err := w.intent.write(w.dir); err != nil {
 		return nil, err
 	}
 	// Made here, because Make would sync the name: after a crash of the machine nothing of this is needed.
 	path := filepath.Join(w.dir, folderName)
-	if err := os.Mkdir(path, 0o700); err != nil {
-		return nil, fmt.Errorf("make the job's folder: %w", err)
+	if err := w.mkdir(path); err != nil {
+		return nil, err
 	}
 	if w.folder, err = folder.Make(path); err != nil {
 		return nil, err
@@ -220,8 +221,26 @@ func (w *work) open() (*prefix, error) {
 	if err != nil {
 		return nil, err
 	}
+	p := &prefix{file: file, limit: w.outputLimit(), grown: w.grown}
+	if w.recovered {
+		if err := p.takeUp(w.trace); err != nil {
+			return nil, errors.Join(err, file.Close())
+		}
+	}
 	w.config.Traces.Add(w.Intent.Ref(), w.trace)
-	return &prefix{file: file, limit: w.outputLimit(), grown: w.grown}, nil
+	return p, nil
+}
+
+// mkdir makes one of the job's folders. Those of a recovered job may exist.
+func (w *work) mkdir(path string) error {
+	err := os.Mkdir(path, 0o700)
+	if w.recovered && errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make the job's folder: %w", err)
+	}
+	return nil
 }
 
 func (j *Job) outputLimit() int64 {
