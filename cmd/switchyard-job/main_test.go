@@ -240,11 +240,13 @@ func gone(t testing.TB, text string) {
 		"processes with %q: %v", text, processesWith(text))
 }
 
+// processesWith returns the processes that have the text in their command line, arguments separated by spaces.
 func processesWith(text string) []string {
 	var found []string
 	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, name := range names {
-		if b, err := os.ReadFile(name); err == nil && bytes.Contains(b, []byte(text)) {
+		b, err := os.ReadFile(name)
+		if err == nil && bytes.Contains(bytes.ReplaceAll(b, []byte{0}, []byte{' '}), []byte(text)) {
 			found = append(found, filepath.Base(filepath.Dir(name)))
 		}
 	}
@@ -298,4 +300,14 @@ func TestWhatItLinks(t *testing.T) {
 	}
 	require.Contains(t, string(out), "job/folder\n")
 	_, _ = io.Discard.Write(out)
+}
+
+func TestThatProcessesAreFound(t *testing.T) {
+	sleep := sleeper(t)
+	c := exec.Command("sleep", strings.Fields(sleep)[1])
+	require.NoError(t, c.Start())
+	require.Len(t, processesWith(sleep), 1)
+	require.NoError(t, c.Process.Kill())
+	_ = c.Wait()
+	require.Empty(t, processesWith(sleep))
 }

@@ -335,7 +335,8 @@ func TestManyRunsAtOnce(t *testing.T) {
 }
 
 func TestASecondRunOutlivesAKilledFirst(t *testing.T) {
-	j := newJob(t, "echo begun; "+sleeper(t))
+	sleep := sleeper(t)
+	j := newJob(t, "echo begun; "+sleep)
 	j.start()
 	j.until(j.follow(), "\nbegun\n")
 	first := j.cmd
@@ -346,7 +347,7 @@ func TestASecondRunOutlivesAKilledFirst(t *testing.T) {
 	require.Equal(t, exitStartedBefore, j.wait())
 	_, err := j.folder.Result()
 	require.ErrorIs(t, err, folder.ErrNoResult)
-	for _, pid := range processesWith("sleep 300.") { // what a killed process leaves is its executor's to kill
+	for _, pid := range processesWith(sleep) { // what a killed process leaves is its executor's to kill
 		_ = syscall.Kill(atoi(pid), syscall.SIGKILL)
 	}
 }
