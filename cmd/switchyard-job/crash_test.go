@@ -19,7 +19,7 @@ import (
 
 // However often and whenever the process is killed: the user's command runs at most once, and what the files say is true.
 func TestAJobStartsAtMostOnce(t *testing.T) {
-	iterations := 60
+	iterations := 30
 	if testing.Short() {
 		iterations = 10
 	}
