@@ -14,6 +14,10 @@
 // Everything lives in memory and in one private folder, which Close removes. The repositories of projects are only read.
 // All methods may be called concurrently; what they return are copies.
 //
-// The parts that need no I/O are packages of their own: pipeline (state machine and processing), queue (who is offered
-// which job), variables (expansion).
+// The decisions are packages of their own that do no I/O: pipeline (state machine and processing), queue (who is offered
+// which job), variables (expansion), glob (paths in rules and includes). The files are trace (what jobs print), gitrepo
+// (what is served of a repository) and githttp (how).
+//
+// What a GitLab has and this one has not: artifacts, caches and reports (uploads are answered by 405, downloads by 404),
+// resource groups in configurations, downstream pipelines, merge requests, rate limits, the Job Router.
 package coordinator

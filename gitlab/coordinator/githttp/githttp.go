@@ -40,6 +40,8 @@ const (
 type handler struct {
 	open Opener
 	log  *slog.Logger
+	// maxBody bounds what a request has unpacked, in bytes.
+	maxBody int64
 	// busy bounds the number of git processes.
 	busy chan struct{}
 
@@ -52,7 +54,7 @@ type handler struct {
 // New returns the handler.
 func New(open Opener, log *slog.Logger) http.Handler {
 	return &handler{
-		open: open, log: log, busy: make(chan struct{}, max(4, 2*runtime.NumCPU())), advertised: map[string][]byte{},
+		open: open, log: log, maxBody: maxBody, busy: make(chan struct{}, max(4, 2*runtime.NumCPU())), advertised: map[string][]byte{},
 	}
 }
 
@@ -170,7 +172,7 @@ func (h *handler) upload(w http.ResponseWriter, r *http.Request, dir string) {
 	}
 	w.Header().Set("Content-Type", "application/x-"+service+"-result")
 	out := &flusher{w: w, control: http.NewResponseController(w)}
-	if err := h.git(r.Context(), protocol(r), &limited{r: body, left: maxBody}, out, "--stateless-rpc", dir); err != nil {
+	if err := h.git(r.Context(), protocol(r), &limited{r: body, left: h.maxBody}, out, "--stateless-rpc", dir); err != nil {
 		if !out.begun {
 			h.fail(w, service, err)
 			return
@@ -240,7 +242,7 @@ type limited struct {
 func (l *limited) Read(p []byte) (int, error) {
 	n, err := l.r.Read(p)
 	if l.left -= int64(n); l.left < 0 {
-		return 0, fmt.Errorf("the request has more than %d bytes", maxBody)
+		return 0, errors.New("the request is too large")
 	}
 	return n, err
 }

@@ -2,8 +2,11 @@ package githttp
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -116,6 +119,32 @@ func TestErrorsOfTheOpener(t *testing.T) {
 		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/g/p.git/info/refs?service=git-upload-pack", nil))
 		require.Equal(t, want, w.Code)
 	}
+}
+
+// TestARequestThatUnpacksToTooMuch: its size on the wire is of no account.
+func TestARequestThatUnpacksToTooMuch(t *testing.T) {
+	dir := repository(t)
+	h := New(func(string, string, string) (string, error) { return dir, nil }, slog.New(slog.DiscardHandler)).(*handler)
+	h.maxBody = 1 << 20
+	post := func(size int) int {
+		line := "ref-prefix refs/heads/" + strings.Repeat("x", 1000)
+		packet := fmt.Sprintf("%04x%s", len(line)+4, line)
+		var body bytes.Buffer
+		z := gzip.NewWriter(&body)
+		_, err := io.WriteString(z, "0013command=ls-refs0001"+strings.Repeat(packet, size/len(packet))+"0000")
+		require.NoError(t, err)
+		require.NoError(t, z.Close())
+		require.Less(t, body.Len(), 64<<10)
+		req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/g/p.git/git-upload-pack", &body)
+		req.Header.Set("Content-Type", "application/x-git-upload-pack-request")
+		req.Header.Set("Content-Encoding", "gzip")
+		req.Header.Set("Git-Protocol", "version=2")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, req)
+		return w.Code
+	}
+	require.Equal(t, 200, post(1<<20-100_000))
+	require.Equal(t, 500, post(1<<20+100_000))
 }
 
 // TestOnlySoManyAtOnce: with all places taken a request waits, and leaves with its client.
