@@ -55,7 +55,8 @@ read, and nothing is left behind.
 Jobs run on this host, as you, with your environment: run only what you trust. Manual jobs are left out unless they are
 named, tags are not asked for.
 
-Ctrl-C cancels the pipeline: jobs that run still do their after_script. A second one kills them.
+Ctrl-C cancels the pipeline: jobs that run still do their after_script. A second one kills them; a third one leaves even
+if nobody reads the output.
 
 Exit codes: 0 the pipeline passed (or waits for a manual job), 1 it failed, 2 the command line or the configuration is
 wrong, 130 it was canceled.`
@@ -90,7 +91,16 @@ func (c *runCmd) Run(ctx context.Context, std streams) error {
 	} else {
 		err = c.run(ctx, std, scratch, variables, steering, log)
 	}
-	return errors.Join(err, os.RemoveAll(scratch), closeLog())
+	tell(std, os.RemoveAll(scratch))
+	tell(std, closeLog())
+	return err
+}
+
+// tell shows what went wrong after the result was known, which it does not change.
+func tell(std streams, err error) {
+	if err != nil {
+		fmt.Fprintln(std.err, "switchyard: tidy up:", err)
+	}
 }
 
 // openLog opens the file that was named, for this user alone: jobs' names and paths are in it.
@@ -119,7 +129,15 @@ func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables
 	if err != nil {
 		return unlessInterrupted(ctx, err)
 	}
-	end := func(err error) error { return errors.Join(err, fleet.Close()) }
+	end := func(err error) error {
+		tell(std, fleet.Close())
+		return err
+	}
+	steering.leave = func() {
+		tell(std, fleet.Close())
+		tell(std, os.RemoveAll(scratch))
+		os.Exit(exitInterrupted)
+	}
 	p, err := project.create(ctx, fleet.GitLab(), c, variables)
 	if err != nil {
 		return end(unlessInterrupted(ctx, err))

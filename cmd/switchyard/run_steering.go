@@ -17,6 +17,9 @@ type steering struct {
 	signals chan os.Signal
 	unread  chan struct{}
 
+	// leave ends the program at once, with everything tidied up: for a user who has asked three times.
+	leave func()
+
 	// For after run has returned.
 	interrupted, timedOut, deaf bool
 }
@@ -47,7 +50,20 @@ func (s *steering) run(ctx context.Context, fleet *localfleet.Fleet, pipeline in
 		defer timer.Stop()
 		over = timer.C
 	}
-	for level := 0; level < 2; {
+	// What is said may have to wait for a reader. Nothing else does.
+	notices := make(chan string, 3)
+	said := make(chan struct{})
+	go func() {
+		defer close(said)
+		for n := range notices {
+			say(n)
+		}
+	}()
+	defer func() {
+		close(notices)
+		<-said
+	}()
+	for level := 0; ; {
 		notice := sayCanceling
 		select {
 		case <-ctx.Done():
@@ -70,20 +86,19 @@ func (s *steering) run(ctx context.Context, fleet *localfleet.Fleet, pipeline in
 				continue
 			}
 		}
-		if level++; level == 2 {
+		switch level++; level {
+		case 2:
 			notice = sayKilling
+		case 3:
+			s.leave()
 		}
-		say(notice)
-		if err := fleet.Cancel(pipeline, level == 2); err != nil {
+		if err := fleet.Cancel(pipeline, level >= 2); err != nil {
 			return err
 		}
-	}
-	// What the pipeline needs to end has been done; a further signal changes nothing.
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-fleet.Failed():
-		return fleet.Err()
+		select {
+		case notices <- notice:
+		default: // enough is waiting
+		}
 	}
 }
 

@@ -241,6 +241,39 @@ wait:
 	}
 }
 
+// Nobody reads what is written, so nothing can be shown: the third signal ends the program all the same.
+func TestRunLeavesWhenItsOutputIsStuck(t *testing.T) {
+	t.Parallel()
+	project, mark := t.TempDir(), filepath.Join(t.TempDir(), "mark")
+	require.NoError(t, os.WriteFile(filepath.Join(project, ".gitlab-ci.yml"), []byte(`
+flood: {script: ['seq 1000000; touch "$MARK"; sleep 1000']}
+`), 0o600))
+	cmd := switchyard(t, "-C", project, "-v", "MARK="+mark)
+	reader, writer, err := os.Pipe()
+	require.NoError(t, err)
+	defer reader.Close()
+	cmd.Stdout = writer
+	require.NoError(t, cmd.Start())
+	require.NoError(t, writer.Close())
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(mark)
+		return err == nil
+	}, time.Minute, 10*time.Millisecond)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for range 2 {
+		require.NoError(t, cmd.Process.Signal(os.Interrupt))
+		select {
+		case <-ended:
+			require.Fail(t, "it ended before it was asked three times")
+		case <-time.After(time.Second): // two signals at once are one
+		}
+	}
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	<-ended
+	require.Equal(t, exitInterrupted, cmd.ProcessState.ExitCode())
+}
+
 // The pipeline of this repository runs these tests, so it must not be run by them where it is running already.
 func TestRunThisRepositorysOwnPipeline(t *testing.T) {
 	if testing.Short() || os.Getenv("CI_JOB_ID") != "" {

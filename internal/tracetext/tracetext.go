@@ -188,7 +188,7 @@ func (l *Lines) text(r rune, emit func(string)) {
 // visible says whether a character has no effect but its own picture. Format characters can reorder or hide what is
 // around them; the two joiners cannot.
 func visible(r rune) bool {
-	return !unicode.Is(unicode.Cc, r) && (!unicode.Is(unicode.Cf, r) || r == '\u200c' || r == '\u200d') && !unicode.Is(unicode.Co, r)
+	return !unicode.Is(unicode.Cc, r) && (!unicode.Is(unicode.Cf, r) || r == '\u200c' || r == '\u200d')
 }
 
 func (l *Lines) put(r rune, emit func(string)) {
