@@ -8,11 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 )
 
-// Create makes a job folder that can be run: folder, payload.json and spec.json, all synced. The folder may exist
-// already, with its payload and prefix; a spec.json in it is an error that satisfies errors.Is(err, fs.ErrExist).
+// Create makes a job folder that can be run: folder, payload.json and spec.json. The folder may exist already, with its
+// payload and prefix; a spec.json in it is an error that satisfies errors.Is(err, fs.ErrExist).
 func Create(path string, spec Spec, payload []byte) error {
 	f, err := Make(path)
 	if err != nil {
@@ -25,12 +24,13 @@ func Create(path string, spec Spec, payload []byte) error {
 	return f.WriteSpec(spec)
 }
 
-// Make makes an empty job folder with mode 0700 (its parent must exist), syncs the parent and opens it. A folder that
-// exists is opened, and its mode set.
+// Make makes an empty job folder with mode 0700 (its parent must exist) and opens it. A folder that exists is opened, and
+// its mode set.
+//
+// Nothing is synced before the fence: what the machine loses until then was never started, and a job without fence that
+// is found after a loss of power is begun anew or given up.
 func Make(path string) (*Folder, error) {
-	err := os.Mkdir(path, 0o700)
-	made := err == nil
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make job folder: %w", err)
 	}
 	f, err := Open(path)
@@ -40,16 +40,11 @@ func Make(path string) (*Folder, error) {
 	if err := f.dir.Chmod(0o700); err != nil {
 		return nil, errors.Join(fmt.Errorf("make job folder: %w", err), f.Close())
 	}
-	if made {
-		if err := syncPath(filepath.Dir(path)); err != nil {
-			return nil, errors.Join(fmt.Errorf("make job folder: %w", err), f.Close())
-		}
-	}
 	return f, nil
 }
 
-// WritePayload writes payload.json and syncs it; that the name lasts is seen to by WriteSpec. Writing the same job's
-// payload again replaces it, which is allowed until spec.json is there.
+// WritePayload writes payload.json. Writing the same job's payload again replaces it, which is allowed until spec.json is
+// there.
 func (f *Folder) WritePayload(payload []byte) error {
 	if len(payload) > MaxPayload {
 		return fmt.Errorf("write %s: it is %d bytes long, more than the limit of %d", PayloadFile, len(payload), MaxPayload)
@@ -57,17 +52,16 @@ func (f *Folder) WritePayload(payload []byte) error {
 	if err := f.absent(SpecFile); err != nil {
 		return fmt.Errorf("write %s: %w", PayloadFile, err)
 	}
-	return f.replace(PayloadFile, payload)
+	return f.replace(PayloadFile, payload, notSynced)
 }
 
-// WriteSpec syncs the prefix, writes spec.json and syncs folder and file: from here on the job can be run. Version is
-// filled in. The prefix file must have spec.PrefixLength bytes (none and no file is the same) and payload.json must be
+// WriteSpec writes spec.json: from here on the job can be run. Version is filled in. The prefix file must have spec.PrefixLength bytes (none and no file is the same) and payload.json must be
 // there. A spec.json that is there already is an error that satisfies errors.Is(err, fs.ErrExist).
 func (f *Folder) WriteSpec(spec Spec) error {
 	if err := f.absent(SpecFile); err != nil {
 		return fmt.Errorf("write %s: %w", SpecFile, err)
 	}
-	if err := f.syncPrefix(spec.PrefixLength); err != nil {
+	if err := f.checkPrefix(spec.PrefixLength); err != nil {
 		return fmt.Errorf("write %s: %w", SpecFile, err)
 	}
 	if _, err := f.root.Lstat(PayloadFile); err != nil {
@@ -81,10 +75,7 @@ func (f *Folder) WriteSpec(spec Spec) error {
 	if len(b) > MaxSpec {
 		return fmt.Errorf("write %s: it is %d bytes long, more than the limit of %d", SpecFile, len(b), MaxSpec)
 	}
-	if err := f.replace(SpecFile, b); err != nil {
-		return err
-	}
-	return f.sync(SpecFile)
+	return f.replace(SpecFile, b, notSynced)
 }
 
 // OpenPrefix opens the prefix for appending and makes it if needed; the caller owns the file. What a previous process of
@@ -103,7 +94,7 @@ func (f *Folder) WriteSuffix(text []byte) error {
 	if err := f.absent(SuffixFile); err != nil {
 		return fmt.Errorf("write %s: %w", SuffixFile, err)
 	}
-	if err := f.replace(SuffixFile, text); err != nil {
+	if err := f.replace(SuffixFile, text, synced); err != nil {
 		return err
 	}
 	return f.sync(SuffixFile)
@@ -122,7 +113,7 @@ func (f *Folder) WriteStarted(s Started) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", StartedFile, err)
 	}
-	if err := writeSyncClose(file, b); err != nil {
+	if err := writeClose(file, b, synced); err != nil {
 		return fmt.Errorf("write %s: %w", StartedFile, err)
 	}
 	return f.sync(StartedFile)
@@ -148,7 +139,7 @@ func (f *Folder) WriteResult(r Result) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", ResultFile, err)
 	}
-	if err := f.replace(ResultFile, b); err != nil {
+	if err := f.replace(ResultFile, b, synced); err != nil {
 		return err
 	}
 	return f.sync(ResultFile)
@@ -174,36 +165,37 @@ func (f *Folder) absent(name string) error {
 	return err
 }
 
-func (f *Folder) syncPrefix(length int64) error {
-	file, err := f.openRegular(PrefixFile)
-	if errors.Is(err, fs.ErrNotExist) && length == 0 {
+func (f *Folder) checkPrefix(length int64) error {
+	info, err := f.root.Lstat(PrefixFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && length == 0:
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
-	}
-	defer func() { _ = file.Close() }()
-	info, err := file.Stat()
-	if err != nil {
-		return fmt.Errorf("look at %s: %w", PrefixFile, err)
-	}
-	if info.Size() != length {
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is not a regular file", PrefixFile)
+	case info.Size() != length:
 		return fmt.Errorf("%s has %d bytes, prefix_length is %d", PrefixFile, info.Size(), length)
-	}
-	if err := file.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", PrefixFile, err)
 	}
 	return nil
 }
 
-// replace writes name under a temporary name, syncs it and renames it. The folder is not synced. Blocks that the
-// temporary file has already are used and not given back first.
-func (f *Folder) replace(name string, b []byte) error {
+// durability says whether a file is to outlive a loss of power when the call returns.
+type durability bool
+
+const (
+	notSynced durability = false
+	synced    durability = true
+)
+
+// replace writes name under a temporary name, syncs it if it is to last and renames it. The folder is not synced. Blocks
+// that the temporary file has already are used and not given back first.
+func (f *Folder) replace(name string, b []byte, d durability) error {
 	file, err := f.root.OpenFile(temporary(name), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	if err := writeSyncClose(file, b); err != nil {
+	if err := writeClose(file, b, d); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	if err := f.root.Rename(temporary(name), name); err != nil {
@@ -221,22 +213,13 @@ func (f *Folder) sync(name string) error {
 	return nil
 }
 
-func writeSyncClose(file *os.File, b []byte) error {
+func writeClose(file *os.File, b []byte, d durability) error {
 	_, err := file.Write(b)
 	if err == nil {
 		err = file.Truncate(int64(len(b)))
 	}
-	if err == nil {
+	if err == nil && d == synced {
 		err = file.Sync()
 	}
 	return errors.Join(err, file.Close())
-}
-
-func syncPath(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	err = dir.Sync()
-	return errors.Join(err, dir.Close())
 }
