@@ -259,8 +259,11 @@ flood: {script: ['seq 1000000; touch "$MARK"; sleep 1000']}
 		_, err := os.Stat(mark)
 		return err == nil
 	}, time.Minute, 10*time.Millisecond)
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
 	for range 2 {
 		require.NoError(t, cmd.Process.Signal(os.Interrupt))
 		select {

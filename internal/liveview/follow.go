@@ -3,10 +3,12 @@
 package liveview
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
 	"github.com/switchyard-ci/switchyard/internal/tracetext"
@@ -25,8 +27,12 @@ type View interface {
 	Ended(job coordinator.Job)
 }
 
-// chunk is how much of a trace is read at once, in bytes.
-const chunk = 64 << 10
+const (
+	// chunk is how much of a trace is read at once, in bytes.
+	chunk = 64 << 10
+	// lookInterval is the time between two looks at the pipeline at least: all its jobs are looked at.
+	lookInterval = 20 * time.Millisecond
+)
 
 // Source is where a pipeline comes from: a [coordinator.Coordinator].
 type Source interface {
@@ -55,19 +61,46 @@ func Follow(ctx context.Context, from Source, id int64, view View, o Options) (c
 	f := &follower{from: from, id: id, view: view, options: o, traces: map[int64]*follow{}, buffer: make([]byte, chunk)}
 	events := from.Subscribe(ctx)
 	f.changed = true
+	looked := time.NewTimer(0)
+	defer looked.Stop()
+	mayLook := false
 	for {
-		if err := f.look(); err != nil {
-			return f.pipeline, err
-		}
-		if f.idle() && over(f.pipeline) {
-			return f.pipeline, nil
-		}
-		if f.idle() {
-			if err := f.wait(ctx, events); err != nil {
+		if f.changed && mayLook {
+			if err := f.look(); err != nil {
 				return f.pipeline, err
 			}
+			mayLook = false
+			looked.Reset(lookInterval)
 		}
-		f.drain(events)
+		if len(f.unread) > 0 {
+			if err := f.next(); err != nil {
+				return f.pipeline, err
+			}
+			f.drain(events)
+			select {
+			case <-looked.C:
+				mayLook = true
+			case <-ctx.Done():
+				return f.pipeline, ctx.Err()
+			default:
+			}
+			continue
+		}
+		if !f.changed && over(f.pipeline) {
+			return f.pipeline, nil
+		}
+		select {
+		case e, open := <-events:
+			if !open {
+				return f.pipeline, cmp.Or(ctx.Err(), coordinator.ErrClosed)
+			}
+			f.event(e)
+			f.drain(events)
+		case <-looked.C:
+			mayLook = true
+		case <-ctx.Done():
+			return f.pipeline, ctx.Err()
+		}
 	}
 }
 
@@ -98,27 +131,25 @@ type follow struct {
 	cut bool
 }
 
-func (f *follower) idle() bool { return !f.changed && len(f.unread) == 0 }
-
-// look shows what is new, of traces one piece.
+// look shows the pipeline as it is.
 func (f *follower) look() error {
-	if f.changed {
-		f.changed = false
-		p, err := f.from.Pipeline(f.id)
-		if err != nil {
-			return fmt.Errorf("look at the pipeline: %w", err)
-		}
-		f.pipeline = p
-		for _, list := range [][]coordinator.Job{p.Retried, p.Jobs} {
-			for _, j := range list {
-				f.job(j)
-			}
-		}
-		f.view.Pipeline(p)
+	f.changed = false
+	p, err := f.from.Pipeline(f.id)
+	if err != nil {
+		return fmt.Errorf("look at the pipeline: %w", err)
 	}
-	if len(f.unread) == 0 {
-		return nil
+	f.pipeline = p
+	for _, list := range [][]coordinator.Job{p.Retried, p.Jobs} {
+		for _, j := range list {
+			f.job(j)
+		}
 	}
+	f.view.Pipeline(p)
+	return nil
+}
+
+// next shows one piece of the trace that has waited longest.
+func (f *follower) next() error {
 	t := f.traces[f.unread[0]]
 	f.unread = f.unread[1:]
 	t.queued = false
@@ -195,30 +226,13 @@ func (f *follower) read(t *follow) error {
 	return nil
 }
 
-// wait waits for the next event.
-func (f *follower) wait(ctx context.Context, events <-chan coordinator.Event) error {
-	select {
-	case e, open := <-events:
-		if !open {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return coordinator.ErrClosed
-		}
-		f.event(e)
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return nil
-}
-
 // drain takes in the events that are there.
 func (f *follower) drain(events <-chan coordinator.Event) {
 	for {
 		select {
 		case e, open := <-events:
 			if !open {
-				return // wait sees it
+				return // Follow sees it
 			}
 			f.event(e)
 		default:
