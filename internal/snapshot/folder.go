@@ -20,12 +20,8 @@ func TakeFolder(ctx context.Context, dir, scratch string) (Snapshot, error) {
 	case err != nil:
 		return Snapshot{}, err
 	}
-	prefix, err := place(ctx, dir)
-	if err != nil {
-		return Snapshot{}, err
-	}
-	if prefix == "" {
-		return Take(ctx, dir, scratch)
+	if r.prefix == "" {
+		return r.take(ctx, scratch)
 	}
 	if _, err := git(ctx, dir, nil, "check-ignore", "--quiet", "."); err == nil {
 		return takeLoose(ctx, dir, scratch) // the greater repository has nothing to say about it
@@ -45,12 +41,12 @@ func TakeFolder(ctx context.Context, dir, scratch string) (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	tree, err := git(ctx, r.top, env, "write-tree", "--prefix="+prefix)
+	tree, err := git(ctx, r.top, env, "write-tree", "--prefix="+r.prefix)
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("store the folder %s: %w", dir, err)
 	}
 	if head != "" {
-		was, err := git(ctx, r.top, env, "rev-parse", "--verify", "--quiet", head+":"+strings.TrimSuffix(prefix, "/"))
+		was, err := git(ctx, r.top, env, "rev-parse", "--verify", "--quiet", head+":"+r.folder())
 		s.Dirty = err != nil || was != tree
 	}
 	return s, s.root(ctx, env, tree)
@@ -62,17 +58,13 @@ func ResolveFolder(ctx context.Context, dir, ref, scratch string) (Snapshot, err
 	if err != nil {
 		return Snapshot{}, err
 	}
-	prefix, err := place(ctx, dir)
-	if err != nil || prefix == "" {
+	r, err := find(ctx, dir)
+	if err != nil || r.prefix == "" {
 		return of, err
 	}
-	r, err := find(ctx, dir)
+	tree, err := git(ctx, r.top, nil, "rev-parse", "--verify", "--quiet", of.SHA+":"+r.folder())
 	if err != nil {
-		return Snapshot{}, err
-	}
-	tree, err := git(ctx, r.top, nil, "rev-parse", "--verify", "--quiet", of.SHA+":"+strings.TrimSuffix(prefix, "/"))
-	if err != nil {
-		return Snapshot{}, fmt.Errorf("%s has no folder %s", ref, strings.TrimSuffix(prefix, "/"))
+		return Snapshot{}, fmt.Errorf("%s has no folder %s", ref, r.folder())
 	}
 	s, err := newRepository(ctx, dir, scratch)
 	if err != nil {
@@ -87,14 +79,8 @@ func ResolveFolder(ctx context.Context, dir, ref, scratch string) (Snapshot, err
 	return s, nil
 }
 
-// place is the path of a folder in its repository, with a slash at the end; empty for the root.
-func place(ctx context.Context, dir string) (string, error) {
-	prefix, err := git(ctx, dir, nil, "rev-parse", "--show-prefix")
-	if err != nil {
-		return "", fmt.Errorf("find the place of %s in its repository: %w", dir, err)
-	}
-	return prefix, nil
-}
+// folder is the path in the repository of the folder by which it was found, without a slash at the end.
+func (r repository) folder() string { return strings.TrimSuffix(r.prefix, "/") }
 
 // takeLoose commits a folder that is in no repository.
 func takeLoose(ctx context.Context, dir, scratch string) (Snapshot, error) {

@@ -15,11 +15,13 @@ import (
 // repository is where the user's repository keeps things. Paths are absolute.
 type repository struct {
 	top, objects, index string
+	// prefix is the path in it of the folder by which it was found, with a slash at the end; empty for the root.
+	prefix string
 }
 
 // find looks for the repository that dir is in.
 func find(ctx context.Context, dir string) (repository, error) {
-	out, err := git(ctx, dir, nil, "rev-parse", "--path-format=absolute", "--show-toplevel", "--git-path", "objects", "--git-path", "index")
+	out, err := git(ctx, dir, nil, "rev-parse", "--path-format=absolute", "--show-toplevel", "--show-prefix", "--git-path", "objects", "--git-path", "index")
 	if err != nil {
 		if _, missing := os.Stat(dir); missing != nil {
 			return repository{}, fmt.Errorf("read the working tree: %w", missing)
@@ -30,10 +32,10 @@ func find(ctx context.Context, dir string) (repository, error) {
 		return repository{}, fmt.Errorf("read the repository of %s: %w", dir, err)
 	}
 	lines := strings.Split(out, "\n")
-	if len(lines) != 3 {
+	if len(lines) != 4 {
 		return repository{}, fmt.Errorf("read the repository of %s: git rev-parse said %q (a line break in its path?)", dir, out)
 	}
-	return repository{lines[0], lines[1], lines[2]}, nil
+	return repository{top: lines[0], prefix: lines[1], objects: lines[2], index: lines[3]}, nil
 }
 
 // stage reads the working tree below dir into an index and an object directory of their own. It returns the environment

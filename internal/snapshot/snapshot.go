@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Snapshot is a commit that can be served to jobs.
@@ -51,37 +53,51 @@ func Take(ctx context.Context, dir, scratch string) (Snapshot, error) {
 	case err != nil:
 		return Snapshot{}, err
 	}
+	return r.take(ctx, scratch)
+}
+
+// take commits the whole working tree.
+func (r repository) take(ctx context.Context, scratch string) (Snapshot, error) {
 	s := Snapshot{RepoDir: r.top, Objects: filepath.Join(scratch, "objects"), Top: r.top, Ref: DefaultRef}
 	if err := os.MkdirAll(s.Objects, 0o700); err != nil {
 		return Snapshot{}, fmt.Errorf("make a folder for objects: %w", err)
 	}
-	if branch, err := git(ctx, r.top, nil, "symbolic-ref", "--short", "--quiet", "HEAD"); err == nil {
-		s.Ref = branch
-	}
-	if err := r.describe(ctx, &s); err != nil {
+	var describing errgroup.Group
+	describing.Go(func() error {
+		if branch, err := git(ctx, r.top, nil, "symbolic-ref", "--short", "--quiet", "HEAD"); err == nil {
+			s.Ref = branch
+		}
+		return r.describe(ctx, &s)
+	})
+	sha, dirty, err := r.commit(ctx, scratch, s.Objects)
+	if err := errors.Join(err, describing.Wait()); err != nil {
 		return Snapshot{}, err
 	}
+	s.SHA, s.Dirty = sha, dirty
+	return s, nil
+}
+
+// commit stores the working tree in objects; if it is what is checked out, nothing is new.
+func (r repository) commit(ctx context.Context, scratch, objects string) (sha string, dirty bool, err error) {
 	head, err := git(ctx, r.top, nil, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
 	if err != nil {
 		head = "" // no commit yet
 	}
-	env, err := r.stage(ctx, r.top, scratch, s.Objects, head)
+	env, err := r.stage(ctx, r.top, scratch, objects, head)
 	if err != nil {
-		return Snapshot{}, err
+		return "", false, err
 	}
 	tree, err := git(ctx, r.top, env, "write-tree")
 	if err != nil {
-		return Snapshot{}, fmt.Errorf("store the working tree %s: %w", r.top, err)
+		return "", false, fmt.Errorf("store the working tree %s: %w", r.top, err)
 	}
 	if head != "" {
 		if was, err := git(ctx, r.top, env, "rev-parse", head+"^{tree}"); err == nil && was == tree {
-			s.SHA = head
-			return s, nil
+			return head, false, nil
 		}
 	}
-	s.Dirty = true
-	s.SHA, err = commit(ctx, r.top, env, tree, head)
-	return s, err
+	sha, err = commit(ctx, r.top, env, tree, head)
+	return sha, true, err
 }
 
 // Resolve names a commit of the repository that dir is in: a branch, a tag, or anything else that git understands.
