@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -103,7 +104,7 @@ func (s *Server) open(ctx context.Context) error {
 		runners = append(runners, s.clients.dispatchRunner(r, systemID))
 	}
 	s.dispatch, err = dispatch.New(dispatch.Config{
-		Store: s.store, Runners: runners, Identity: s.identity,
+		Store: s.store, Runners: runners, Identity: s.identity, AgentName: s.agentName, Retired: s.clients.retired,
 		PingPeriod: s.cfg.PingPeriod, StopAfter: s.cfg.StopAfter, LostAfter: s.cfg.LostAfter, Logger: s.log,
 	})
 	if err != nil {
@@ -146,14 +147,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		stopped()
 		return nil
 	})
-	var polls errgroup.Group
-	for _, p := range s.pollers {
-		polls.Go(func() error { return p.Run(claiming) })
+	var polls sync.WaitGroup
+	lost := make([]error, len(s.pollers))
+	for i, p := range s.pollers {
+		polls.Go(func() { lost[i] = p.Run(claiming) })
 	}
 	group.Go(func() error {
-		err := polls.Wait() // a claim under way is awaited: it may carry a job
+		polls.Wait() // a claim under way is awaited: it may carry a job
 		<-ctx.Done()
-		return errors.Join(err, s.Close())
+		return errors.Join(append(lost, s.Close())...)
 	})
 	return group.Wait()
 }
@@ -191,8 +193,15 @@ func (s *Server) identity(ctx context.Context) (id, name string, err error) {
 	if id, err = s.authority.Identity(ctx); err != nil {
 		return "", "", err
 	}
-	a, _ := s.authority.Agent(id)
-	return id, a.Name, nil
+	return id, s.agentName(id), nil
+}
+
+// agentName is the id of an agent that is not a member any more.
+func (s *Server) agentName(id string) string {
+	if a, ok := s.authority.Agent(id); ok {
+		return a.Name
+	}
+	return id
 }
 
 // Authority gives out join tokens.

@@ -10,6 +10,7 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane/config"
 	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
 	"github.com/switchyard-ci/switchyard/controlplane/polling"
+	"github.com/switchyard-ci/switchyard/controlplane/store"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi/client"
 	"github.com/switchyard-ci/switchyard/internal/buildinfo"
@@ -35,19 +36,26 @@ func newClients(runners []Runner, log *slog.Logger) (*clients, error) {
 	}
 	for _, r := range runners {
 		c.ids[r.Name] = new(atomic.Int64)
-		at := gitlab{r.URL, r.CAFile}
-		if c.byGitLab[at] != nil {
-			continue
-		}
-		cl, err := client.New(client.Options{URL: r.URL, CAFile: r.CAFile, UserAgent: buildinfo.UserAgent(), Logger: log})
-		if err != nil {
+		if _, err := c.client(gitlab{r.URL, r.CAFile}, nil); err != nil {
 			c.close()
 			return nil, fmt.Errorf("runner %q: %w", r.Name, err)
 		}
-		c.byGitLab[at] = cl
-		c.budgets[at] = polling.NewBudget(polling.DefaultBudgetPerMinute)
 	}
 	return c, nil
+}
+
+// client returns the connections to a GitLab, making them at the first call. ca is PEM to be trusted besides the file's.
+func (c *clients) client(at gitlab, ca []byte) (*client.Client, error) {
+	if cl := c.byGitLab[at]; cl != nil {
+		return cl, nil
+	}
+	cl, err := client.New(client.Options{URL: at.url, CAFile: at.caFile, CA: ca, UserAgent: buildinfo.UserAgent(), Logger: c.log})
+	if err != nil {
+		return nil, err
+	}
+	c.byGitLab[at] = cl
+	c.budgets[at] = polling.NewBudget(polling.DefaultBudgetPerMinute)
+	return cl, nil
 }
 
 func (c *clients) close() {
@@ -63,6 +71,23 @@ func (c *clients) dispatchRunner(r Runner, systemID string) dispatch.Runner {
 		OutputLimit: r.OutputLimit, ShortToken: r.ShortToken(), SystemID: systemID, ID: id.Load,
 		Info: baseInfo(), GitLab: c.byGitLab[gitlab{r.URL, r.CAFile}],
 	}
+}
+
+// retired makes a runner for jobs whose own is no longer configured: it can report to their GitLab, which was trusted when
+// they came from there.
+func (c *clients) retired(job store.Job) (dispatch.Runner, error) {
+	r := dispatch.Runner{
+		Name: job.Runner, URL: job.GitLabURL, OutputLimit: config.DefaultOutputLimit << 10, Info: baseInfo(),
+	}
+	for at, cl := range c.byGitLab {
+		if at.url == job.GitLabURL {
+			r.GitLab = cl
+			return r, nil
+		}
+	}
+	cl, err := c.client(gitlab{url: job.GitLabURL}, []byte(job.Envelope.ServerCA))
+	r.GitLab = cl
+	return r, err
 }
 
 // baseInfo is what GitLab is told of the control plane itself: what it does with every job, whatever runs it.

@@ -2,6 +2,8 @@ package dispatch
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -20,41 +22,36 @@ type agent struct {
 	version   string
 	os, arch  string
 	labels    map[string]string
-	executors map[string]*fleetv1.Executor
+	executors map[string]executor
 	slots     int
 	draining  bool
 
 	session  *session // nil while it is away
 	lastSeen time.Time
 	leases   map[*lease]struct{}
-	jobs     map[int64]*job // those that it holds the current epoch of, reported ones excluded
-	pools    []*pool
-	lost     *time.Timer // runs while it is away with jobs
+	jobs     map[int64]*job // those whose current epoch is for it, reported ones excluded
+	pools    []*pool        // while it is here
+	lost     *time.Timer    // runs while it is away with jobs
 	trace    *traceStream
 }
 
 func (d *Dispatcher) agentLocked(id, name string) *agent {
 	a := d.agents[id]
 	if a == nil {
-		a = &agent{id: id, name: name, leases: make(map[*lease]struct{}), jobs: make(map[int64]*job)}
+		a = &agent{id: id, leases: make(map[*lease]struct{}), jobs: make(map[int64]*job)}
 		d.agents[id] = a
 	}
-	if name != "" {
-		a.name = name
-	}
+	a.name = name
 	return a
 }
 
-// attachLocked makes s the agent's session and answers for every job that the agent holds.
-func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) *fleetv1.Welcome {
+// attachLocked makes s the session of an agent that has none and answers for every job that the agent holds.
+func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	a.session, a.lastSeen = s, time.Now()
 	a.bootID, a.hostID, a.hostname = h.GetBootId(), h.GetHostId(), h.GetHostname()
 	a.version, a.os, a.arch = h.GetVersion(), h.GetOs(), h.GetArch()
 	a.labels, a.slots, a.draining = h.GetLabels(), int(h.GetSlots()), h.GetDraining()
-	a.executors = make(map[string]*fleetv1.Executor, len(h.GetExecutors()))
-	for _, e := range h.GetExecutors() {
-		a.executors[e.GetName()] = e
-	}
+	a.executors = executorsOf(h)
 	if a.lost != nil {
 		a.lost.Stop()
 		a.lost = nil
@@ -74,11 +71,12 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) *fleet
 			listed[held.GetRef().GetJob()] = heldState(held.GetState())
 		}
 	}
-	s.welcome(w)
-	for id, j := range a.jobs {
+	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Welcome{Welcome: w}})
+	d.joinPoolsLocked(a)
+	for _, j := range slices.Collect(maps.Values(a.jobs)) {
 		d.applyLocked(j, event{
-			kind: evUp, agent: a.id, state: listed[id],
-			reason: fmt.Sprintf("agent %s came back without the job: its data folder was lost or emptied", a.name),
+			kind: evUp, agent: a.id, state: listed[j.row.ID],
+			reason: fmt.Sprintf("agent %s came back without the job: it was restarted before the job began, or its data folder was lost", a.name),
 		})
 	}
 	for _, held := range h.GetJobs() { // results that were found while the agent was away
@@ -90,9 +88,7 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) *fleet
 			})
 		}
 	}
-	d.joinPoolsLocked(a)
 	d.serveAgentLocked(a)
-	return w
 }
 
 // verdictLocked answers for one job that an agent says it holds.
@@ -107,8 +103,8 @@ func (d *Dispatcher) verdictLocked(a *agent, held *fleetv1.HeldJob) *fleetv1.Job
 		v.Verdict = fleetv1.Verdict_VERDICT_KILL
 	case j.life.epoch != ref.GetEpoch() || j.life.agent != a.id:
 		v.Verdict = fleetv1.Verdict_VERDICT_KILL
-	case j.life.phase < started:
-		// A promise that belongs to a session which is gone: the job is offered anew.
+	case j.life.phase < started, j.life.concluded():
+		// A promise that belongs to a session which is gone: the job is offered anew. Or the job was given up.
 		v.Verdict = fleetv1.Verdict_VERDICT_KILL
 	default:
 		v.Received = d.relay.Progress(ref.GetJob(), ref.GetEpoch()).Received
@@ -126,8 +122,8 @@ func (d *Dispatcher) detachLocked(a *agent, s *session) {
 	}
 	a.session = nil
 	a.lastSeen = s.lastHeard()
-	a.offerRoomLocked()
-	for _, j := range a.jobs {
+	a.leavePoolsLocked()
+	for _, j := range slices.Collect(maps.Values(a.jobs)) {
 		d.applyLocked(j, event{kind: evDown, agent: a.id})
 	}
 	d.awaitLocked(a)
@@ -142,30 +138,28 @@ func (d *Dispatcher) forgetLocked(a *agent) {
 	if a.lost != nil {
 		a.lost.Stop()
 	}
-	for _, p := range a.pools {
-		p.agents.Remove(a.id)
-		p.stale = true
-	}
 	delete(d.agents, a.id)
 }
 
 // awaitLocked starts the clock of an agent that is away with jobs: when its lease is over, they are lost.
 func (d *Dispatcher) awaitLocked(a *agent) {
-	if a.session != nil || a.lost != nil || len(a.jobs) == 0 {
+	if a.session != nil || a.lost != nil || len(a.jobs) == 0 || d.closed {
 		return
 	}
-	a.lost = time.AfterFunc(time.Until(a.lastSeen.Add(d.cfg.LostAfter)), func() {
+	var timer *time.Timer
+	timer = time.AfterFunc(time.Until(a.lastSeen.Add(d.cfg.LostAfter)), func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if a.session != nil || d.closed {
-			return
+		if a.lost != timer || d.closed {
+			return // it came back in the same moment
 		}
 		a.lost = nil
-		for _, j := range a.jobs {
+		for _, j := range slices.Collect(maps.Values(a.jobs)) {
 			d.applyLocked(j, event{kind: evLost, agent: a.id, reason: fmt.Sprintf(
 				"agent %s was lost: nothing was heard of it since %s", a.name, a.lastSeen.UTC().Format(time.RFC3339))})
 		}
 	})
+	a.lost = timer
 }
 
 // heldState is the store's word for how far an agent has come with a job that it may keep.

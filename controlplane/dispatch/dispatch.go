@@ -35,6 +35,11 @@ type Config struct {
 	Runners []Runner
 	// Identity says which agent a call comes from. Its error is a gRPC status.
 	Identity func(ctx context.Context) (id, name string, err error)
+	// AgentName is what an agent is called. It must not block.
+	AgentName func(id string) string
+	// Retired makes a runner for jobs of the store whose runner is no longer configured, or has another GitLab by now: those
+	// that have started are taken to their end, others are given back. Only its URL, GitLab, Info and OutputLimit matter.
+	Retired func(store.Job) (Runner, error)
 
 	// PingPeriod is how often each side of a session pings.
 	PingPeriod time.Duration
@@ -82,7 +87,7 @@ type Dispatcher struct {
 	cfg Config
 	log *slog.Logger
 
-	// stopping ends sessions and drivers; running is the context of the drivers' I/O.
+	// stopping ends sessions, drivers and their I/O.
 	stopping context.Context
 	stop     context.CancelFunc
 
@@ -97,6 +102,14 @@ type Dispatcher struct {
 	pools   map[string]*pool
 	agents  map[string]*agent
 	jobs    map[int64]*job
+	// inserting are the jobs that are being stored.
+	inserting map[gitLabJob]bool
+}
+
+// gitLabJob names a job as GitLab does.
+type gitLabJob struct {
+	url string
+	id  int64
 }
 
 // New makes a dispatcher. It does nothing before Start.
@@ -109,6 +122,9 @@ func New(cfg Config) (*Dispatcher, error) {
 		return nil, fmt.Errorf("lost_after (%s) must be longer than stop_after (%s): an agent that is cut off has to stop its jobs before they are reported as lost",
 			cfg.LostAfter, cfg.StopAfter)
 	}
+	if cfg.Store == nil || cfg.Identity == nil || cfg.AgentName == nil || cfg.Retired == nil {
+		return nil, errors.New("dispatch needs a store, and to be told of identities and of retired runners")
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -119,16 +135,15 @@ func New(cfg Config) (*Dispatcher, error) {
 		pools:   make(map[string]*pool),
 		agents:  make(map[string]*agent),
 		jobs:    make(map[int64]*job),
+
+		inserting: make(map[gitLabJob]bool),
 	}
 	d.stopping, d.stop = context.WithCancel(context.Background())
 	for _, r := range cfg.Runners {
 		if _, ok := d.runners[r.Name]; ok {
 			return nil, fmt.Errorf("runner %q is configured twice", r.Name)
 		}
-		d.runners[r.Name] = &runner{
-			Runner: r, pool: d.poolLocked(r.Executor, r.Selector),
-			claims: make(map[*lease]struct{}), jobs: make(map[int64]*job),
-		}
+		d.runners[r.Name] = newRunner(r, d.poolLocked(r.Executor, r.Selector))
 	}
 	return d, nil
 }
@@ -150,43 +165,18 @@ func (d *Dispatcher) Start(ctx context.Context, r *relay.Relay) error {
 	d.relay = r
 	for _, row := range rows {
 		run := d.runners[row.Runner]
-		if run == nil {
-			d.log.Warn("a job's runner is no longer configured; the job is left to GitLab's time-out",
-				"job", row.ID, "gitlab_job", row.GitLabJobID, "runner", row.Runner)
-			continue
-		}
-		j := d.newJob(row, run)
-		switch row.State {
-		case store.JobClaimed:
-			j.life = life{phase: confirming, epoch: row.Epoch, offers: 1, payload: true}
-		case store.JobStarted:
-			j.life = life{phase: started, epoch: row.Epoch, agent: row.Agent, confirmed: true, payload: true}
-		case store.JobFinished:
-			j.life = life{phase: finished, epoch: row.Epoch, agent: row.Agent, confirmed: true, result: row.Result}
-		}
-		if row.State != store.JobClaimed {
-			if _, err := r.Open(row.ID, row.Epoch, j.target()); err != nil {
-				return fmt.Errorf("take up the trace of job %d: %w", row.ID, err)
+		if run == nil || run.URL != row.GitLabURL {
+			d.log.Warn("a job's runner is no longer configured; the job ends, and no other follows", "job", row.ID,
+				"gitlab", row.GitLabURL, "gitlab_job", row.GitLabJobID, "runner", row.Runner, "state", row.State)
+			retired, err := d.cfg.Retired(row)
+			if err != nil {
+				return fmt.Errorf("take up job %d of runner %q, which is no longer configured: %w", row.ID, row.Runner, err)
 			}
+			run = newRunner(retired, nil)
 		}
-		d.mu.Lock()
-		d.jobs[row.ID] = j
-		if row.State != store.JobFinished {
-			run.jobs[row.ID] = j
+		if err := d.takeUp(row, run); err != nil {
+			return err
 		}
-		if row.Agent != "" && row.State != store.JobClaimed {
-			a := d.agentLocked(row.Agent, "")
-			a.lastSeen = time.Now()
-			d.bindLocked(j, a)
-			if row.State == store.JobStarted {
-				j.lease = &lease{agent: a}
-				a.leases[j.lease] = struct{}{}
-				j.life.slot = true
-			}
-			d.awaitLocked(a)
-		}
-		d.beginLocked(j)
-		d.mu.Unlock()
 	}
 	if n, err := r.Sweep(); err != nil {
 		return fmt.Errorf("sweep the spool: %w", err)
@@ -199,57 +189,107 @@ func (d *Dispatcher) Start(ctx context.Context, r *relay.Relay) error {
 	return nil
 }
 
+// takeUp goes on with a job of the store.
+func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
+	l := life{agent: row.Agent}
+	switch row.State {
+	case store.JobClaimed:
+		l = life{phase: confirming, payload: true}
+		if r.pool == nil {
+			_ = l.conclude(fmt.Sprintf("runner %q is no longer configured in the control plane", row.Runner), runnerapi.ReasonRunnerSystem)
+		}
+	case store.JobStarted:
+		l.phase, l.slot, l.confirmed, l.payload = started, true, true, true
+	case store.JobFinished:
+		l.phase, l.result = finished, row.Result
+	}
+	j := d.newJob(row, r, l)
+	d.mu.Lock()
+	d.enterLocked(j) // before the relay has something to tell about it
+	d.mu.Unlock()
+	if row.State != store.JobClaimed {
+		if err := d.openTrace(j, row.Epoch); err != nil {
+			return fmt.Errorf("take up the trace of job %d: %w", row.ID, err)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if l.agent != "" {
+		a := d.agentLocked(l.agent, d.cfg.AgentName(l.agent))
+		a.lastSeen = time.Now()
+		j.bindLocked(a)
+		if l.slot {
+			j.lease = &lease{agent: a, runner: r}
+			a.leases[j.lease], r.leases[j.lease] = struct{}{}, struct{}{}
+		}
+		d.awaitLocked(a)
+	}
+	d.applyLocked(j, event{kind: evBegin})
+	return nil
+}
+
 // Claimed takes over a job that GitLab handed out. When it returns nil the job is durable and will be run; the
 // reservation, which may be nil, is used up. A job that is here already is not taken twice: that is no error either.
 func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation, c Claim) error {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	r := d.runners[name]
-	var agentID string
-	if res != nil && res.lease != nil {
-		agentID = res.lease.agent.id
-	}
-	d.mu.Unlock()
 	if r == nil {
 		return fmt.Errorf("take over a job of runner %q: %w", name, ErrUnknownRunner)
 	}
+	claim := gitLabJob{r.URL, c.Envelope.ID}
+	if d.inserting[claim] {
+		d.twiceLocked(r, res, c)
+		return nil
+	}
+	d.inserting[claim] = true
+	row := newRow(r, c)
+	if res != nil && res.lease != nil {
+		row.Agent = res.lease.agent.id
+	}
+	d.mu.Unlock()
+	stored, err := d.cfg.Store.InsertJob(ctx, row)
+	d.mu.Lock()
+	delete(d.inserting, claim)
+	known := errors.Is(err, store.ErrExists)
+	switch {
+	case known && (d.jobs[stored.ID] != nil || stored.State != store.JobClaimed):
+		d.twiceLocked(r, res, c)
+		return nil
+	case err != nil && !known:
+		return fmt.Errorf("store job %d of %s: %w", c.Envelope.ID, r.URL, err)
+	}
+	// A row that is known although nobody drives it is from a call whose answer was lost.
+	j := d.newJob(stored, r, life{phase: placing, payload: true, fresh: !known})
+	if l := res.takeLocked(); l != nil {
+		j.lease = l
+		j.life.slot, j.life.agent = true, l.agent.id
+		j.life.online = l.agent.session != nil && !l.agent.draining
+	}
+	d.enterLocked(j)
+	d.applyLocked(j, event{kind: evBegin})
+	return nil
+}
+
+func newRow(r *runner, c Claim) store.NewJob {
 	e := c.Envelope
-	row, err := d.cfg.Store.InsertJob(ctx, store.NewJob{
-		Runner: name, GitLabURL: r.URL, GitLabJobID: e.ID, Token: e.Token, Payload: c.Payload,
+	return store.NewJob{
+		Runner: r.Name, GitLabURL: r.URL, GitLabJobID: e.ID, Token: e.Token, Payload: c.Payload,
 		Envelope: store.Envelope{
 			ProjectID: e.JobInfo.ProjectID, ProjectPath: e.JobInfo.ProjectFullPath, PipelineID: e.JobInfo.PipelineID,
 			JobName: e.JobInfo.Name, Stage: e.JobInfo.Stage, Ref: e.GitInfo.Ref,
 			Protected: e.GitInfo.Protected != nil && *e.GitInfo.Protected,
 			Timeout:   time.Duration(e.RunnerInfo.Timeout) * time.Second, ServerCA: c.ServerCA,
 		},
-		Agent: agentID, ClaimedAt: c.At,
-	})
-	if errors.Is(err, store.ErrExists) {
-		d.log.Warn("GitLab handed out a job that is here already", "runner", name, "gitlab_job", e.ID, "job", row.ID)
-		if res != nil {
-			res.Release()
-		}
-		return nil
+		ClaimedAt: c.At,
 	}
-	if err != nil {
-		return fmt.Errorf("store job %d of %s: %w", e.ID, r.URL, err)
+}
+
+func (d *Dispatcher) twiceLocked(r *runner, res *Reservation, c Claim) {
+	d.log.Warn("GitLab handed out a job that is here already", "runner", r.Name, "gitlab_job", c.Envelope.ID)
+	if l := res.takeLocked(); l != nil {
+		d.releaseLocked(l)
 	}
-	j := d.newJob(row, r)
-	j.life = life{phase: placing, epoch: row.Epoch, payload: true}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.jobs[row.ID] = j
-	r.jobs[row.ID] = j
-	if res != nil {
-		if l := res.takeLocked(); l != nil {
-			j.lease = l
-			d.bindLocked(j, l.agent)
-			j.life.agent, j.life.slot, j.life.bound = l.agent.id, true, true
-			j.life.online = l.agent.session != nil && !l.agent.draining
-		}
-	}
-	d.beginLocked(j)
-	d.queueLocked(r)
-	return nil
 }
 
 // Close ends all sessions and stops driving jobs; what is durable is taken up by the next Start. The relay is the

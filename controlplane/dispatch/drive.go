@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -17,38 +18,40 @@ import (
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
-// job is one job that is here. All but row, runner and wake is guarded by the dispatcher's lock.
+// askPatience is how long one PUT of a job that has not started may take.
+const askPatience = time.Minute
+
+// job is one job that is here. All but row and runner is guarded by the dispatcher's lock.
 type job struct {
 	d      *Dispatcher
 	row    store.Job // as it was stored first; life has the current epoch
 	runner *runner
-	wake   chan struct{} // capacity 1
 
-	life  life
-	lease *lease
-	todo  []action // what the driver still has to do; the first is being done
-	timer *time.Timer
-	begun time.Time // when the agent said that it runs
+	life    life
+	lease   *lease
+	holder  *agent        // the agent of life
+	place   *list.Element // in runner.waiting
+	todo    []action      // what is still to be done; the first is being done
+	driving bool          // somebody is at todo
+	timer   *time.Timer
+	begun   time.Time // when the agent said that it runs
 }
 
-// maxTodo bounds what repeated reports of an agent can queue.
-const maxTodo = 64
-
-func (d *Dispatcher) newJob(row store.Job, r *runner) *job {
-	return &job{d: d, row: row, runner: r, wake: make(chan struct{}, 1)}
+func (d *Dispatcher) newJob(row store.Job, r *runner, l life) *job {
+	l.epoch, l.dice = row.Epoch, rand.Float64
+	return &job{d: d, row: row, runner: r, life: l, begun: row.StartedAt}
 }
 
-// beginLocked starts a job's driver and its state machine.
-func (d *Dispatcher) beginLocked(j *job) {
-	if d.closed {
-		return
+// enterLocked takes a job in.
+func (d *Dispatcher) enterLocked(j *job) {
+	d.jobs[j.row.ID] = j
+	if j.life.phase < finished {
+		j.runner.jobs[j.row.ID] = j
 	}
-	d.drivers.Go(func() { d.drive(d.stopping, j) })
-	d.applyLocked(j, event{kind: evBegin})
 }
 
-// applyLocked lets a job's state machine take an event and does what it asks for: at once what only concerns memory,
-// by the driver what takes time and whatever stands behind that.
+// applyLocked lets a job's state machine take an event and does what it asks for: at once what only concerns memory, by
+// the driver what takes time and whatever stands behind that.
 func (d *Dispatcher) applyLocked(j *job, ev event) {
 	if d.closed {
 		return
@@ -56,17 +59,16 @@ func (d *Dispatcher) applyLocked(j *job, ev event) {
 	for _, a := range j.life.step(time.Now(), ev) {
 		if len(j.todo) == 0 && !a.kind.takesTime() {
 			d.doLocked(j, a)
-		} else if len(j.todo) < maxTodo || a.kind != actAck {
+		} else if len(j.todo) == 0 || !slices.Contains(j.todo[1:], a) { // messages that an agent repeats are queued once
 			j.todo = append(j.todo, a)
 		}
 	}
-	j.rearm()
-	if len(j.todo) > 0 || j.life.phase == ended {
-		select {
-		case j.wake <- struct{}{}:
-		default:
-		}
+	if len(j.todo) > 0 && !j.driving {
+		j.driving = true
+		d.drivers.Go(func() { d.drive(j) })
 	}
+	j.rearm()
+	d.settleLocked(j)
 }
 
 // rearm sets the timer to life.wakeAt.
@@ -86,68 +88,84 @@ func (j *job) rearm() {
 	}
 }
 
-// drive does a job's slow work, one action after the other, until the job has ended.
-func (d *Dispatcher) drive(ctx context.Context, j *job) {
-	for {
-		d.mu.Lock()
-		if len(j.todo) == 0 {
-			over := j.life.phase == ended
-			if over {
-				d.removeLocked(j)
-			}
-			d.mu.Unlock()
-			if over {
-				return
-			}
-			select {
-			case <-j.wake:
-			case <-ctx.Done():
-				return
-			}
-			continue
-		}
+// settleLocked sees to it that a job has what its life says that it needs: its agent, its slot, its place among those that
+// wait for one.
+func (d *Dispatcher) settleLocked(j *job) {
+	r := j.runner
+	j.bindLocked(d.agents[j.life.agent])
+	if l := j.lease; l != nil && !j.life.slot {
+		j.lease = nil
+		d.releaseLocked(l)
+	}
+	wants := false
+	if _, ok := r.jobs[j.row.ID]; ok && j.life.phase >= finished {
+		delete(r.jobs, j.row.ID)
+		wants = true
+	}
+	switch {
+	case j.life.asked && j.place == nil:
+		j.place = r.waiting.PushBack(j)
+		wants = true
+	case !j.life.asked && j.place != nil:
+		r.waiting.Remove(j.place)
+		j.place = nil
+		r.rankLocked()
+	}
+	if wants {
+		d.serveRunnerLocked(r)
+	}
+}
+
+// bindLocked makes a the agent that the job's epoch is for; nil for nobody.
+func (j *job) bindLocked(a *agent) {
+	old := j.holder
+	if old == a {
+		return
+	}
+	j.holder = a
+	if a != nil {
+		a.jobs[j.row.ID] = j
+	}
+	if old != nil {
+		delete(old.jobs, j.row.ID)
+		j.d.forgetLocked(old)
+	}
+}
+
+// drive does a job's slow work, one action after the other, until there is none.
+func (d *Dispatcher) drive(j *job) {
+	ctx := d.stopping
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for len(j.todo) > 0 {
 		a := j.todo[0]
 		if !a.kind.takesTime() {
 			d.doLocked(j, a)
-			j.todo = slices.Delete(j.todo, 0, 1)
-			d.mu.Unlock()
+			j.todo = j.todo[1:]
 			continue
 		}
 		epoch := j.life.epoch
 		d.mu.Unlock()
 		ev, ok := d.perform(ctx, j, epoch, a)
+		d.mu.Lock()
 		if ctx.Err() != nil {
 			return
 		}
-		d.mu.Lock()
-		j.todo = slices.Delete(j.todo, 0, 1)
+		j.todo = j.todo[1:]
 		if ok {
 			d.applyLocked(j, ev)
 		}
-		d.mu.Unlock()
 	}
-}
-
-// removeLocked forgets a job that has ended.
-func (d *Dispatcher) removeLocked(j *job) {
-	if j.timer != nil {
-		j.timer.Stop()
-	}
-	d.stopPlacingLocked(j)
-	d.releaseJobLocked(j)
-	delete(d.jobs, j.row.ID)
-	if a := d.agents[j.life.agent]; a != nil {
-		d.unbindLocked(j, a)
-	}
-	if _, ok := j.runner.jobs[j.row.ID]; ok {
-		delete(j.runner.jobs, j.row.ID)
-		d.queueLocked(j.runner)
+	j.todo, j.driving = nil, false
+	if j.life.phase == ended {
+		j.bindLocked(nil)
+		delete(d.jobs, j.row.ID)
 	}
 }
 
 func (k actionKind) takesTime() bool {
 	switch k {
-	case actReoffer, actPending, actRun, actStart, actFinish, actReport, actLoss, actAbandon, actDelete:
+	case actReoffer, actPending, actRun, actStart, actFinish, actReport, actLoss, actDelete:
 		return true
 	}
 	return false
@@ -158,26 +176,14 @@ func (d *Dispatcher) doLocked(j *job, a action) {
 	ref := &fleetv1.JobRef{Job: j.row.ID, Epoch: j.life.epoch}
 	to := d.agents[a.agent]
 	switch a.kind {
-	case actPlace:
-		j.runner.pool.jobs = append(j.runner.pool.jobs, j)
-		d.serveLocked(j.runner.pool)
-	case actStopPlace:
-		d.stopPlacingLocked(j)
-	case actRelease:
-		d.releaseJobLocked(j)
-		if j.life.phase == placing && to != nil {
-			d.unbindLocked(j, to)
-		}
-		if j.life.phase == finished {
-			delete(j.runner.jobs, j.row.ID)
-			d.queueLocked(j.runner)
-		}
 	case actOffer:
 		to.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Offer{Offer: j.offer(ref)}})
 	case actWithdraw:
 		to.sendWithdraw(ref, a.reason)
 	case actSendStart:
-		to.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Start{Start: &fleetv1.Start{Ref: ref}}})
+		if j.life.phase == started { // it may have stood behind a start that failed
+			to.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Start{Start: &fleetv1.Start{Ref: ref}}})
+		}
 	case actSendCancel:
 		to.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Cancel{
 			Cancel: &fleetv1.Cancel{Ref: ref, Mode: a.cancel.proto(), Reason: a.reason},
@@ -194,38 +200,16 @@ func (d *Dispatcher) doLocked(j *job, a action) {
 	}
 }
 
-func (d *Dispatcher) stopPlacingLocked(j *job) {
-	if i := slices.Index(j.runner.pool.jobs, j); i >= 0 {
-		j.runner.pool.jobs = slices.Delete(j.runner.pool.jobs, i, i+1)
-	}
-}
-
-func (d *Dispatcher) releaseJobLocked(j *job) {
-	if l := j.lease; l != nil {
-		j.lease = nil
-		d.releaseLocked(l)
-	}
-}
-
-func (d *Dispatcher) bindLocked(j *job, a *agent) { a.jobs[j.row.ID] = j }
-
-func (d *Dispatcher) unbindLocked(j *job, a *agent) {
-	if a.jobs[j.row.ID] == j {
-		delete(a.jobs, j.row.ID)
-		d.forgetLocked(a)
-	}
-}
-
 // perform does what takes time. It returns the event that the action is answered by, if it has one.
 func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action) (event, bool) {
 	id := j.row.ID
 	switch a.kind {
 	case actReoffer:
-		next, err := insist(ctx, d, j, "persist the next offer", func() (int64, error) {
+		next, err := insist(ctx, j, "persist the next offer", func() (int64, error) {
 			return d.cfg.Store.Reoffer(ctx, id, epoch, a.agent)
 		})
 		if err != nil {
-			return event{kind: evReported}, true
+			return event{kind: evPending, verdict: verdictGone, reason: err.Error()}, true
 		}
 		return event{kind: evEpoch, epoch: next}, true
 	case actPending:
@@ -233,34 +217,23 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 	case actRun:
 		return d.askGitLab(ctx, j, runnerapi.StateRunning), true
 	case actStart:
-		if _, err := insist(ctx, d, j, "persist the start", func() (struct{}, error) {
-			return struct{}{}, d.cfg.Store.StartJob(ctx, id, epoch, time.Now())
-		}); err != nil {
-			return event{kind: evLost, reason: err.Error()}, true
-		}
-		if _, err := insist(ctx, d, j, "open the trace", func() (relay.Progress, error) {
-			return d.relay.Open(id, epoch, j.target())
-		}); err != nil {
+		if err := d.start(ctx, j, epoch); err != nil {
 			return event{kind: evLost, reason: err.Error()}, true
 		}
 		return event{kind: evStarted}, true
 	case actFinish:
 		// A result that cannot be stored is still reported: GitLab is the better place for it anyway.
-		_, _ = insist(ctx, d, j, "persist the result", func() (struct{}, error) {
+		_, _ = insist(ctx, j, "persist the result", func() (struct{}, error) {
 			return struct{}{}, d.cfg.Store.FinishJob(ctx, id, epoch, a.result)
 		})
 		return event{kind: evFinished}, true
 	case actReport:
-		d.report(ctx, j, epoch, func() error { return d.relay.Finish(id, epoch, *j.result()) })
+		d.report(ctx, j, epoch, func(r store.Result) error { return d.relay.Finish(id, epoch, r) })
 	case actLoss:
-		d.report(ctx, j, epoch, func() error {
-			return d.relay.Fail(id, epoch, *j.result(), a.reason)
-		})
-	case actAbandon:
-		d.relay.Forget(id)
+		d.report(ctx, j, epoch, func(r store.Result) error { return d.relay.Fail(id, epoch, r, a.reason) })
 	case actDelete:
 		d.relay.Forget(id)
-		if _, err := insist(ctx, d, j, "forget the job", func() (struct{}, error) {
+		if _, err := insist(ctx, j, "forget the job", func() (struct{}, error) {
 			return struct{}{}, d.cfg.Store.DeleteJob(ctx, id)
 		}); err == nil {
 			d.log.Debug("job done", "job", id, "gitlab_job", j.row.GitLabJobID, "runner", j.runner.Name, "why", a.reason)
@@ -269,40 +242,58 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 	return event{}, false
 }
 
-func (j *job) result() *store.Result {
-	j.d.mu.Lock()
-	defer j.d.mu.Unlock()
-	return j.life.result
+// start persists the start and opens the trace.
+func (d *Dispatcher) start(ctx context.Context, j *job, epoch int64) error {
+	if _, err := insist(ctx, j, "persist the start", func() (struct{}, error) {
+		return struct{}{}, d.cfg.Store.StartJob(ctx, j.row.ID, epoch, time.Now())
+	}); err != nil {
+		return err
+	}
+	_, err := insist(ctx, j, "open the trace", func() (struct{}, error) { return struct{}{}, d.openTrace(j, epoch) })
+	return err
 }
 
-// report hands a result to the relay, which answers by Reported. The trace is opened first: a job that failed before its
-// start has none yet.
-func (d *Dispatcher) report(ctx context.Context, j *job, epoch int64, finish func() error) {
-	_, err := insist(ctx, d, j, "report the result", func() (struct{}, error) {
-		if _, err := d.relay.Open(j.row.ID, epoch, j.target()); err != nil {
+// openTrace opens a job's trace in the relay. A spool of a later epoch than the store knows is not of this job: the store
+// is a restored backup, which gives its ids out again.
+func (d *Dispatcher) openTrace(j *job, epoch int64) error {
+	_, err := d.relay.Open(j.row.ID, epoch, j.target())
+	if errors.Is(err, relay.ErrStale) {
+		d.log.Error("removing a trace that is not of this job", "job", j.row.ID, "error", err)
+		d.relay.Forget(j.row.ID)
+		_, err = d.relay.Open(j.row.ID, epoch, j.target())
+	}
+	return err
+}
+
+// report hands the result to the relay, which answers by Reported. The trace is opened first: a job that failed before
+// its start has none yet.
+func (d *Dispatcher) report(ctx context.Context, j *job, epoch int64, finish func(store.Result) error) {
+	d.mu.Lock()
+	result := *j.life.result
+	d.mu.Unlock()
+	_, _ = insist(ctx, j, "report the result", func() (struct{}, error) {
+		if err := d.openTrace(j, epoch); err != nil {
 			return struct{}{}, err
 		}
-		return struct{}{}, finish()
+		return struct{}{}, finish(result)
 	})
-	if err != nil && ctx.Err() == nil {
-		d.Reported(j.row.ID, relay.OutcomeRefused)
-	}
 }
 
 // insist repeats what must not fail - a full disk is waited for - until it works, the control plane stops, or the error
 // is one that no repetition mends.
-func insist[T any](ctx context.Context, d *Dispatcher, j *job, what string, do func() (T, error)) (T, error) {
+func insist[T any](ctx context.Context, j *job, what string, do func() (T, error)) (T, error) {
 	wait := retryFirst
 	for {
 		v, err := do()
 		if err == nil || ctx.Err() != nil {
 			return v, err
 		}
-		if errors.Is(err, store.ErrStale) || errors.Is(err, store.ErrNotFound) || errors.Is(err, relay.ErrClosed) || errors.Is(err, relay.ErrStale) {
-			d.log.Error("a job is in an impossible state", "job", j.row.ID, "while", what, "error", err)
+		log := j.d.log.With("job", j.row.ID, "while", what, "error", err)
+		if errors.Is(err, store.ErrStale) || errors.Is(err, store.ErrNotFound) || errors.Is(err, relay.ErrClosed) {
+			log.Error("a job is in an impossible state")
 			return v, fmt.Errorf("%s: %w", what, err)
 		}
-		d.log.Error("cannot go on with a job, trying again", "job", j.row.ID, "while", what, "error", err, "wait", wait)
+		log.Error("cannot go on with a job, trying again", "wait", wait)
 		pause := time.NewTimer(wait/2 + rand.N(wait))
 		select {
 		case <-pause.C:
@@ -320,8 +311,10 @@ func (d *Dispatcher) askGitLab(ctx context.Context, j *job, state string) event 
 	if state == runnerapi.StatePending {
 		ev.kind = evPending
 	}
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
 	res, err := j.runner.GitLab.UpdateJob(ctx, j.row.GitLabJobID, runnerapi.UpdateRequest{
-		Info: d.Info(j.runner.Name), Token: j.row.Token, State: state,
+		Info: j.info(), Token: j.row.Token, State: state,
 	})
 	if err != nil {
 		d.log.Warn("GitLab did not answer", "job", j.row.ID, "gitlab_job", j.row.GitLabJobID, "state", state, "error", err)
@@ -355,9 +348,14 @@ func (d *Dispatcher) askGitLab(ctx context.Context, j *job, state string) event 
 func (j *job) target() relay.Target {
 	return relay.Target{
 		Instance: j.runner.URL, GitLab: j.runner.GitLab, JobID: j.row.GitLabJobID, Token: j.row.Token,
-		Info:        func() runnerapi.Info { return j.d.Info(j.runner.Name) },
-		OutputLimit: j.runner.OutputLimit, Debug: j.row.Envelope.DebugTrace,
+		Info: j.info, OutputLimit: j.runner.OutputLimit, Debug: j.row.Envelope.DebugTrace,
 	}
+}
+
+func (j *job) info() runnerapi.Info {
+	j.d.mu.Lock()
+	defer j.d.mu.Unlock()
+	return j.runner.infoLocked()
 }
 
 func (j *job) offer(ref *fleetv1.JobRef) *fleetv1.Offer {

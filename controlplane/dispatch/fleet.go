@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -8,7 +9,6 @@ import (
 
 	"github.com/switchyard-ci/switchyard/controlplane/store"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
-	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
 // AgentStatus is a snapshot of one agent.
@@ -53,6 +53,16 @@ type JobSnapshot struct {
 
 // Jobs returns the jobs that are claimed and not yet reported, ordered by id.
 func (d *Dispatcher) Jobs() []JobSnapshot {
+	all := d.jobSnapshots()
+	for i, s := range all { // without the lock: the relay may be waiting for the disk
+		p := d.relay.Progress(s.Job, s.Epoch)
+		all[i].TraceReceived, all[i].TraceReported = p.Written, p.Reported
+	}
+	slices.SortFunc(all, func(a, b JobSnapshot) int { return cmp.Compare(a.Job, b.Job) })
+	return all
+}
+
+func (d *Dispatcher) jobSnapshots() []JobSnapshot {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	all := make([]JobSnapshot, 0, len(d.jobs))
@@ -61,86 +71,12 @@ func (d *Dispatcher) Jobs() []JobSnapshot {
 			Job: id, Epoch: j.life.epoch, GitLabJobID: j.row.GitLabJobID, State: j.life.phase.String(), Runner: j.runner.Name,
 			ProjectPath: j.row.Envelope.ProjectPath, JobName: j.row.Envelope.JobName, ClaimedAt: j.row.ClaimedAt, StartedAt: j.begun,
 		}
-		if a := d.agents[j.life.agent]; a != nil {
-			s.Agent = a.name
-		}
-		if j.life.phase >= started && d.relay != nil {
-			p := d.relay.Progress(id, j.life.epoch)
-			s.TraceReceived, s.TraceReported = p.Written, p.Reported
+		if j.holder != nil {
+			s.Agent = j.holder.name
 		}
 		all = append(all, s)
 	}
-	slices.SortFunc(all, func(a, b JobSnapshot) int { return int(a.Job - b.Job) })
 	return all
-}
-
-// Info returns what GitLab is to be told of a runner: the control plane's own part and the features that all agents
-// have which may serve it. With no such agent at hand it is what any agent can do.
-func (d *Dispatcher) Info(name string) runnerapi.Info {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	r := d.runners[name]
-	if r == nil {
-		return runnerapi.Info{}
-	}
-	info := r.Info
-	info.Executor = r.Executor
-	if r.pool.stale {
-		d.describeLocked(r.pool)
-	}
-	if r.pool.features != nil {
-		info.Features = info.Features.Union(*r.pool.features)
-		info.Shell, info.Platform, info.Architecture = r.pool.shell, r.pool.os, r.pool.arch
-	}
-	return info
-}
-
-// Slots returns how many jobs the runner can have at once: its limit or what its agents have, whichever is less.
-func (d *Dispatcher) Slots(name string) int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	r := d.runners[name]
-	if r == nil {
-		return 0
-	}
-	if r.pool.stale {
-		d.describeLocked(r.pool)
-	}
-	if r.Limit > 0 {
-		return min(r.Limit, r.pool.slots)
-	}
-	return r.pool.slots
-}
-
-// describeLocked works out what all agents of a pool have in common. A pool that has lost its last agent keeps what it
-// said before, so that what GitLab is told does not flicker.
-func (d *Dispatcher) describeLocked(p *pool) {
-	p.stale, p.slots = false, 0
-	first := true
-	for id := range p.agents.Agents {
-		a := d.agents[id]
-		if a.session == nil {
-			continue
-		}
-		p.slots += a.slots
-		e := a.executors[p.executor]
-		f := runnerapi.FeaturesOf(e.GetFeatures())
-		if first {
-			p.features, p.shell, p.os, p.arch = &f, e.GetShell(), a.os, a.arch
-			first = false
-			continue
-		}
-		f = f.Intersection(*p.features)
-		p.features = &f
-		p.shell, p.os, p.arch = same(p.shell, e.GetShell()), same(p.os, a.os), same(p.arch, a.arch)
-	}
-}
-
-func same(a, b string) string {
-	if a == b {
-		return a
-	}
-	return ""
 }
 
 func (a *agent) send(m *fleetv1.SessionResponse) {

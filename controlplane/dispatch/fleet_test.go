@@ -23,6 +23,7 @@ import (
 
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
+	"github.com/switchyard-ci/switchyard/controlplane/store"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sealing"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sqlite"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
@@ -32,11 +33,12 @@ import (
 
 // gitlabStub is the two calls that dispatch and relay make; the real embedded GitLab is in the fleet's own tests.
 type gitlabStub struct {
-	mu     sync.Mutex
-	traces map[int64][]byte
-	final  map[int64]runnerapi.UpdateRequest
-	puts   []string
-	answer func(job int64, state string) client.UpdateResult // nil: 200
+	mu      sync.Mutex
+	traces  map[int64][]byte
+	final   map[int64]runnerapi.UpdateRequest
+	puts    []string
+	answer  func(job int64, state string) client.UpdateResult // nil: 200
+	patched int                                               // what PATCHes are answered by instead; 0: as it should be
 }
 
 func newGitLab() *gitlabStub {
@@ -65,6 +67,9 @@ func (g *gitlabStub) PatchTrace(_ context.Context, id int64, _ string, start int
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	have := int64(len(g.traces[id]))
+	if g.patched != 0 {
+		return &client.PatchResult{Report: client.Report{Code: g.patched}}, nil
+	}
 	code := http.StatusRequestedRangeNotSatisfiable
 	if start == have {
 		data, err := io.ReadAll(io.NewSectionReader(body, 0, body.Size()))
@@ -98,20 +103,27 @@ type fleet struct {
 	nextJob  int64
 }
 
-func start(t *testing.T, dir string, g *gitlabStub) *fleet {
+func start(t *testing.T, dir string, g *gitlabStub, change ...func(*Config)) *fleet {
 	t.Helper()
 	f := &fleet{t: t, dir: dir, gitlab: g, listener: bufconn.Listen(1 << 20), served: make(chan struct{}), nextJob: 100}
 	var err error
 	f.store, err = sqlite.Open(t.Context(), filepath.Join(dir, "store.db"), sealing.NewKey([32]byte{1}))
 	require.NoError(t, err)
-	f.d, err = New(Config{
-		Store: f.store, Identity: identityFromMetadata,
+	cfg := Config{
+		Store: f.store, Identity: identityFromMetadata, AgentName: func(id string) string { return "agent-" + id },
+		Retired: func(j store.Job) (Runner, error) {
+			return Runner{Name: j.Runner, URL: j.GitLabURL, OutputLimit: 1 << 20, GitLab: g}, nil
+		},
 		Runners: []Runner{
 			{Name: "any", URL: "http://gitlab", Executor: "shell", OutputLimit: 1 << 20, GitLab: g},
 			{Name: "one", URL: "http://gitlab", Executor: "shell", OutputLimit: 1 << 20, GitLab: g, Limit: 1},
 			{Name: "gpu", URL: "http://gitlab", Executor: "shell", Selector: registry.Selector{"gpu": "yes"}, OutputLimit: 1 << 20, GitLab: g},
 		},
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	f.d, err = New(cfg)
 	require.NoError(t, err)
 	f.relay, err = relay.New(relay.Options{Dir: filepath.Join(dir, "spool"), Events: f.d, MinFree: 1})
 	require.NoError(t, err)
@@ -127,7 +139,9 @@ func start(t *testing.T, dir string, g *gitlabStub) *fleet {
 
 func (f *fleet) stop() {
 	f.d.Close()
+	force := time.AfterFunc(2*time.Second, f.server.Stop)
 	f.server.GracefulStop() // the last words are on their way
+	force.Stop()
 	<-f.served
 	f.d.Wait()
 	require.NoError(f.t, f.relay.Close(context.Background()))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
@@ -13,7 +14,7 @@ import (
 type phase int
 
 const (
-	confirming phase = iota // after a restart: is the job still ours?
+	confirming phase = iota // is the job still ours? Asked after a restart, and when GitLab did not answer for long
 	placing                 // claimed, waits for an agent
 	offered                 // an agent was asked
 	accepted                // the agent waits for the start; GitLab is being asked
@@ -39,7 +40,7 @@ const (
 const (
 	// offerPatience is how long an agent that is online may take to answer an offer.
 	offerPatience = 30 * time.Second
-	// refusalPause keeps a job from being offered in a circle to agents that refuse it.
+	// refusalPause keeps a job from being offered in a circle to agents that refuse it. It doubles up to retryMost.
 	refusalPause = time.Second
 	// pendingKeepAlive is how often a job that waits for an agent is confirmed: GitLab's key lives for 120 s
 	// (RUNNER_ACK_QUEUE_EXPIRY_TIME in Gitlab::Ci::Build::RunnerAckQueue).
@@ -47,6 +48,8 @@ const (
 	// retryFirst and retryMost bound the wait before GitLab is asked again.
 	retryFirst = 250 * time.Millisecond
 	retryMost  = 30 * time.Second
+	// slotPatience is how long an accepted job keeps its slot while GitLab does not answer: others could use it.
+	slotPatience = time.Minute
 )
 
 // lastLine begins the line with which the control plane ends the trace of a job that has no result of its own.
@@ -73,7 +76,7 @@ const (
 	evTick                      // wakeAt has come
 	evPlaced                    // agent has a slot for the job
 	evEpoch                     // epoch was persisted for agent
-	evReply                     // the agent answered the offer
+	evReply                     // the agent answered the offer, or the start of a job that it does not hold
 	evReport                    // the agent says STARTED or FINISHED
 	evUp                        // the agent's session is back; state is what it holds ("" if it does not know the job)
 	evDown                      // the agent's session ended
@@ -109,12 +112,9 @@ type action struct {
 type actionKind int
 
 const (
-	actPlace       actionKind = iota // ask for a slot; answered by evPlaced
-	actStopPlace                     // the slot is not wanted any more
-	actReoffer                       // persist the next epoch for agent; answered by evEpoch
+	actReoffer     actionKind = iota // persist the next epoch for agent; answered by evEpoch
 	actOffer                         // send the offer
 	actWithdraw                      // tell agent that the offer or the accepted job is off
-	actRelease                       // give the slot back
 	actPending                       // PUT state=pending; answered by evPending
 	actRun                           // PUT state=running; answered by evRunning
 	actStart                         // persist the start, open the trace; answered by evStarted
@@ -125,38 +125,43 @@ const (
 	actFinish                        // persist the result; answered by evFinished
 	actReport                        // let the relay report the result; answered by evReported
 	actLoss                          // like actReport, with what is here of the trace and a last line that says why
-	actAbandon                       // the relay is to stop: GitLab wants nothing more
-	actDelete                        // forget the job
+	actDelete                        // stop reporting and forget the job
 	actForget                        // tell the agent to delete what it holds
 )
 
 // life is the state machine of one job's dispatch, without clocks, locks and I/O: step takes what happened and says what
-// to do. The driver owns it; it is not safe for concurrent use.
+// to do. Besides its actions it says by asked, slot and agent what the job needs; the driver sees to it that this is so.
+// It is not safe for concurrent use.
 //
 // Its promises: actStart is ordered at most once, and only after GitLab's 200 for the epoch that the agent accepted;
 // after actStart the epoch never changes; actFinish is ordered at most once; a job always ends if its agent and GitLab
 // answer or are given up.
 type life struct {
-	phase  phase
-	epoch  int64
-	agent  string // holder of the epoch and of a slot
-	online bool
-	offers int // how many epochs were offered
+	phase phase
+	epoch int64
+	asked bool   // a slot is wanted: answered by evPlaced
+	slot  bool   // a slot is held on agent
+	agent string // who the epoch is for; "" for nobody
+	// online: the session is up in which the agent was or will be asked. A promise does not outlive its session.
+	online  bool
+	avoided map[string]bool // agents that refused the job: asked again only if nobody else has room
 
 	cancel cancelMode
 	result *store.Result
 
-	asked      bool // a slot was asked for
 	confirmed  bool // GitLab says that the job is running, so keep-alives are touches
-	bound      bool // epoch is persisted for agent already
+	fresh      bool // the epoch was persisted with the claim and for agent: it can be offered as it is
 	unreported bool // GitLab wants nothing more of the job
 	payload    bool // the payload may still be needed
+	truncated  bool // nobody will send more of the trace
 
-	wakeAt    time.Time // next evTick; zero for none
-	retries   int
-	lostText  string // the trace's last line if the job ended without a result of the agent's
-	truncated bool   // nobody will send more of the trace
-	slot      bool   // a slot is held on agent
+	wakeAt   time.Time      // next evTick; zero for none
+	resumeAt time.Time      // placing: no slot is asked for before
+	keepAt   time.Time      // placing: GitLab is to hear of the job
+	giveUpAt time.Time      // accepted: GitLab is no longer waited for with a slot
+	retries  int            // of requests to GitLab
+	refusals int            // of offers
+	dice     func() float64 // in [0, 1)
 }
 
 // step applies an event. now is the time of the event.
@@ -170,9 +175,9 @@ func (l *life) step(now time.Time, ev event) []action {
 	case evTick:
 		return l.tick(now)
 	case evPlaced:
-		return l.placed(now, ev)
+		return l.placed(ev)
 	case evEpoch:
-		l.epoch, l.bound = ev.epoch, true
+		l.epoch = ev.epoch
 		return l.offer(now)
 	case evReply:
 		return l.reply(now, ev)
@@ -205,71 +210,98 @@ func (l *life) begin(now time.Time) []action {
 	case confirming:
 		return []action{{kind: actPending}}
 	case placing:
-		if l.slot { // the claim came with a slot
+		l.keepAt = now.Add(pendingKeepAlive)
+		switch {
+		case !l.slot:
+			return l.wait(now)
+		case l.fresh:
 			return l.offer(now)
 		}
-		return l.place(now)
+		return []action{{kind: actReoffer, agent: l.agent}}
 	case finished:
 		return []action{{kind: actReport}}
 	}
 	return nil
 }
 
-// place asks for an agent and keeps GitLab's patience up meanwhile.
-func (l *life) place(now time.Time) []action {
-	l.phase, l.agent, l.bound = placing, "", false
-	l.asked = true
-	l.wakeAt = now.Add(pendingKeepAlive)
-	return []action{{kind: actPlace}}
+// place gives the slot back and looks for an agent, after a pause if it says so.
+func (l *life) place(now time.Time, pause time.Duration) []action {
+	l.phase, l.slot, l.agent = placing, false, ""
+	l.resumeAt = now.Add(pause)
+	return l.wait(now)
 }
 
-// replace gives the slot back and looks for another agent after a pause.
-func (l *life) replace(now time.Time, pause time.Duration) []action {
-	acts := l.release()
-	l.phase, l.agent, l.bound, l.asked = placing, "", false, false
-	if pause > 0 {
-		l.wakeAt = now.Add(pause)
-		return acts
+// wait asks for an agent and keeps GitLab's patience up, each when its time has come.
+func (l *life) wait(now time.Time) []action {
+	searching := !l.slot && !l.asked
+	if searching && !now.Before(l.resumeAt) {
+		l.asked, searching = true, false
 	}
-	return append(acts, l.place(now)...)
+	var acts []action
+	if !now.Before(l.keepAt) {
+		l.keepAt = now.Add(pendingKeepAlive)
+		acts = append(acts, action{kind: l.keepAlive()})
+	}
+	l.wakeAt = l.keepAt
+	if searching && l.resumeAt.Before(l.wakeAt) {
+		l.wakeAt = l.resumeAt
+	}
+	return acts
 }
 
-func (l *life) placed(now time.Time, ev event) []action {
-	l.asked = false
-	if l.phase != placing || l.slot {
-		return []action{{kind: actRelease, agent: ev.agent}}
+func (l *life) keepAlive() actionKind {
+	if l.confirmed {
+		return actRun
 	}
-	l.slot, l.agent, l.online = true, ev.agent, true
-	if l.bound && l.offers == 0 {
-		return l.offer(now)
-	}
+	return actPending
+}
+
+func (l *life) placed(ev event) []action {
+	l.asked, l.slot, l.agent, l.online = false, true, ev.agent, true
 	return []action{{kind: actReoffer, agent: ev.agent}}
 }
 
 func (l *life) offer(now time.Time) []action {
-	if l.phase != placing {
+	if l.phase != placing || !l.slot {
 		return nil
 	}
 	if !l.online {
-		return l.replace(now, 0)
+		return l.place(now, 0)
 	}
 	l.phase = offered
-	l.offers++
 	l.wakeAt = now.Add(offerPatience)
 	return []action{{kind: actOffer, agent: l.agent}}
 }
 
 func (l *life) reply(now time.Time, ev event) []action {
-	if l.phase != offered || ev.epoch != l.epoch || ev.agent != l.agent {
-		return nil // late, repeated or of another attempt
+	if ev.epoch != l.epoch || ev.agent != l.agent {
+		return nil // late, or of another attempt
 	}
-	if !ev.ok {
-		return l.replace(now, refusalPause)
+	switch {
+	case l.phase == offered && ev.ok:
+		l.phase = accepted
+		l.retries, l.refusals, l.avoided = 0, 0, nil
+		l.wakeAt, l.giveUpAt = time.Time{}, now.Add(slotPatience)
+		return []action{{kind: actRun}}
+	case l.phase == offered:
+		return l.refused(now)
+	case l.phase == accepted && !ev.ok:
+		return l.down(now, ev)
+	case l.phase == started && !ev.ok:
+		return l.lost(event{reason: ev.reason})
 	}
-	l.phase = accepted
-	l.retries = 0
-	l.wakeAt = time.Time{}
-	return []action{{kind: actRun}}
+	return nil // repeated
+}
+
+// refused looks for another agent.
+func (l *life) refused(now time.Time) []action {
+	if l.avoided == nil {
+		l.avoided = make(map[string]bool)
+	}
+	l.avoided[l.agent] = true
+	pause := l.spread(min(refusalPause<<min(l.refusals, 10), retryMost))
+	l.refusals++
+	return l.place(now, pause)
 }
 
 func (l *life) tick(now time.Time) []action {
@@ -278,17 +310,10 @@ func (l *life) tick(now time.Time) []action {
 	case confirming:
 		return []action{{kind: actPending}}
 	case placing:
-		if !l.asked && !l.slot {
-			return l.place(now)
-		}
-		l.wakeAt = now.Add(pendingKeepAlive)
-		if l.confirmed {
-			return []action{{kind: actRun}}
-		}
-		return []action{{kind: actPending}}
+		return l.wait(now)
 	case offered:
-		acts := []action{{kind: actWithdraw, agent: l.agent, reason: "the offer was not answered in time"}}
-		return append(acts, l.replace(now, refusalPause)...)
+		withdraw := action{kind: actWithdraw, agent: l.agent, reason: "the offer was not answered in time"}
+		return append([]action{withdraw}, l.refused(now)...)
 	case accepted:
 		return []action{{kind: actRun}}
 	}
@@ -296,86 +321,106 @@ func (l *life) tick(now time.Time) []action {
 }
 
 func (l *life) pending(now time.Time, ev event) []action {
-	switch ev.verdict {
-	case verdictGone:
-		return l.drop(ev.reason)
-	case verdictRunning:
-		l.confirmed = true
-	case verdictRetry:
-		if l.phase == confirming {
-			l.wakeAt = now.Add(l.backoff(ev.retry))
-		}
-		return nil
+	if acts, over := l.answered(now, ev); over {
+		return acts
 	}
-	l.retries = 0
-	if l.phase == confirming {
-		return l.place(now)
+	switch {
+	case l.phase == placing:
+		return l.wait(now)
+	case l.phase != confirming:
+	case ev.verdict == verdictRetry:
+		l.wakeAt = now.Add(l.backoff(ev.retry))
+	default:
+		return l.place(now, 0)
 	}
 	return nil
 }
 
 func (l *life) running(now time.Time, ev event) []action {
-	if ev.verdict == verdictGone {
-		return l.drop(ev.reason)
+	if acts, over := l.answered(now, ev); over {
+		return acts
 	}
-	if ev.cancel > l.cancel {
-		l.cancel = ev.cancel
-	}
-	if ev.verdict == verdictOK {
-		l.confirmed = true
-		l.retries = 0
-	}
-	if l.phase != accepted {
-		return nil // a touch while the job waits for another agent
-	}
-	if ev.verdict != verdictOK {
-		l.wakeAt = now.Add(l.backoff(ev.retry))
+	switch {
+	case l.phase == placing: // the job waits for another agent
+		return l.wait(now)
+	case l.phase != accepted:
 		return nil
+	case !l.online:
+		return l.place(now, 0)
+	case ev.verdict == verdictOK:
+		l.phase = started
+		l.wakeAt = time.Time{}
+		return []action{{kind: actStart}}
 	}
-	if l.cancel != cancelNone {
-		return l.refuse("the job was canceled before it started", runnerapi.ReasonCanceled)
+	var acts []action
+	if !now.Before(l.giveUpAt) {
+		acts = l.withdraw("GitLab does not answer")
+		l.phase, l.slot, l.agent = confirming, false, ""
 	}
-	if !l.online {
-		return l.replace(now, 0)
+	l.wakeAt = now.Add(l.backoff(ev.retry))
+	return acts
+}
+
+// answered takes in what any answer of GitLab's may say about a job that has not started. over: that was all.
+func (l *life) answered(now time.Time, ev event) (acts []action, over bool) {
+	if l.phase >= started {
+		return nil, true
 	}
-	l.phase = started
-	l.wakeAt = time.Time{}
-	return []action{{kind: actStart}}
+	l.cancel = max(l.cancel, ev.cancel)
+	switch ev.verdict {
+	case verdictGone:
+		return l.drop(ev.reason), true
+	case verdictOK, verdictRunning:
+		l.confirmed = l.confirmed || ev.kind == evRunning || ev.verdict == verdictRunning
+		l.retries = 0
+		l.keepAt = now.Add(pendingKeepAlive)
+	case verdictRetry:
+		if l.phase == placing {
+			l.keepAt = now.Add(l.backoff(ev.retry))
+		}
+	}
+	if l.confirmed && l.cancel != cancelNone {
+		return l.refuse("the job was canceled before it started", runnerapi.ReasonCanceled), true
+	}
+	return nil, false
 }
 
 // refuse finishes a job that no agent has begun: GitLab has it as running, so it needs a result.
 func (l *life) refuse(why string, reason runnerapi.FailureReason) []action {
-	var acts []action
-	if l.asked {
-		l.asked = false
-		acts = append(acts, action{kind: actStopPlace})
-	}
-	if l.agent != "" {
-		acts = append(acts, action{kind: actWithdraw, agent: l.agent, reason: why})
-	}
-	acts = append(acts, l.release()...)
+	acts := l.withdraw(why)
+	return append(acts, l.conclude(why, reason)...)
+}
+
+// conclude ends a job with a result of the control plane's own.
+func (l *life) conclude(why string, reason runnerapi.FailureReason) []action {
 	l.phase, l.truncated = finished, true
-	l.lostText = lastLine + why
-	l.wakeAt = time.Time{}
-	r := store.Result{State: runnerapi.StateFailed, FailureReason: string(reason), Message: why}
-	l.result = &r
-	return append(acts, action{kind: actFinish, result: r})
+	l.asked, l.slot, l.wakeAt = false, false, time.Time{}
+	l.result = &store.Result{
+		State: runnerapi.StateFailed, FailureReason: string(reason), Message: lastLine + why, TraceLength: relay.TraceUnknown,
+	}
+	return []action{{kind: actFinish, result: *l.result}}
+}
+
+// concluded says whether the result is the control plane's own.
+func (l *life) concluded() bool { return l.result != nil && l.result.TraceLength == relay.TraceUnknown }
+
+func (l *life) withdraw(why string) []action {
+	if l.phase != offered && l.phase != accepted {
+		return nil
+	}
+	return []action{{kind: actWithdraw, agent: l.agent, reason: why}}
 }
 
 // drop forgets a job that is not ours any more and that never started.
 func (l *life) drop(reason string) []action {
-	var acts []action
-	if l.asked {
-		l.asked = false
-		acts = append(acts, action{kind: actStopPlace})
-	}
-	if l.agent != "" && (l.phase == offered || l.phase == accepted) {
-		acts = append(acts, action{kind: actWithdraw, agent: l.agent, reason: reason})
-	}
-	acts = append(acts, l.release()...)
+	acts := l.withdraw(reason)
+	return append(acts, l.end(reason)...)
+}
+
+func (l *life) end(why string) []action {
 	l.phase = ended
-	l.wakeAt = time.Time{}
-	return append(acts, action{kind: actDelete, reason: reason})
+	l.asked, l.slot, l.wakeAt = false, false, time.Time{}
+	return []action{{kind: actDelete, reason: why}}
 }
 
 func (l *life) begun() []action {
@@ -384,10 +429,8 @@ func (l *life) begun() []action {
 	}
 	if l.cancel == cancelKill {
 		// GitLab took the job back while the start was written: the agent has not begun.
-		acts := []action{{kind: actWithdraw, agent: l.agent, reason: "GitLab wants nothing more of the job"}}
-		acts = append(acts, l.release()...)
-		l.phase = ended
-		return append(acts, action{kind: actAbandon}, action{kind: actDelete, reason: "canceled before it began"})
+		withdraw := action{kind: actWithdraw, agent: l.agent, reason: "GitLab wants nothing more of the job"}
+		return append([]action{withdraw}, l.end("canceled before it began")...)
 	}
 	if !l.online {
 		return nil // sent when the agent is back
@@ -400,7 +443,7 @@ func (l *life) begun() []action {
 }
 
 func (l *life) report(ev event) []action {
-	if ev.epoch != l.epoch || ev.agent != l.agent && l.phase != finished {
+	if ev.epoch != l.epoch || ev.agent != l.agent {
 		return nil
 	}
 	switch {
@@ -412,10 +455,9 @@ func (l *life) report(ev event) []action {
 		}
 		return acts
 	case ev.state == store.JobFinished && l.phase == started:
-		l.phase = finished
+		l.phase, l.slot = finished, false
 		l.result = ev.result
-		acts := l.release()
-		return append(acts, action{kind: actFinish, result: *ev.result})
+		return []action{{kind: actFinish, result: *ev.result}}
 	case ev.state == store.JobFinished && l.phase == finished:
 		return []action{{kind: actAck, agent: ev.agent, state: store.JobFinished}}
 	}
@@ -433,9 +475,6 @@ func (l *life) done() []action {
 	if l.unreported {
 		return append(acts, l.bury()...)
 	}
-	if l.lostText != "" {
-		return append(acts, action{kind: actLoss, reason: l.lostText})
-	}
 	return append(acts, action{kind: actReport})
 }
 
@@ -450,9 +489,7 @@ func (l *life) gone() []action {
 }
 
 func (l *life) bury() []action {
-	l.phase = ended
-	l.wakeAt = time.Time{}
-	acts := []action{{kind: actDelete, reason: "reported"}}
+	acts := l.end("reported")
 	if l.agent != "" {
 		acts = append(acts, action{kind: actForget, agent: l.agent})
 	}
@@ -482,6 +519,9 @@ func (l *life) up(ev event) []action {
 	if ev.agent != l.agent {
 		return nil
 	}
+	if l.phase == accepted {
+		return nil // what was promised on another session is void
+	}
 	l.online = true
 	if ev.state == "" {
 		return l.lost(event{reason: ev.reason})
@@ -506,44 +546,37 @@ func (l *life) down(now time.Time, ev event) []action {
 	l.online = false
 	switch l.phase {
 	case offered:
-		return l.replace(now, 0)
+		return l.place(now, 0)
 	case accepted:
 		if l.wakeAt.IsZero() {
 			return nil // PUT running is under way; its answer finds the agent gone
 		}
-		return l.replace(now, 0)
+		return l.place(now, 0)
 	}
 	return nil
 }
 
 // lost: the agent will not be heard of again, or has lost what it held.
 func (l *life) lost(ev event) []action {
-	if l.phase == finished && !l.truncated {
+	switch {
+	case l.phase == started:
+		return l.conclude(ev.reason, runnerapi.ReasonRunnerSystem)
+	case l.phase == finished && !l.truncated:
 		// The result stands; only the relay knows whether bytes of the trace are still missing.
 		l.truncated = true
 		return []action{{kind: actLoss, reason: "WARNING: the rest of this trace is lost: " + ev.reason}}
 	}
-	if l.phase != started {
-		return nil
-	}
-	l.phase, l.truncated = finished, true
-	l.lostText = lastLine + ev.reason
-	r := store.Result{State: runnerapi.StateFailed, FailureReason: string(runnerapi.ReasonRunnerSystem), Message: ev.reason}
-	l.result = &r
-	acts := l.release()
-	return append(acts, action{kind: actFinish, result: r})
+	return nil
 }
 
-func (l *life) release() []action {
-	if !l.slot {
-		return nil
-	}
-	l.slot = false
-	return []action{{kind: actRelease, agent: l.agent}}
-}
-
+// backoff is the wait before the next request: what GitLab asked for, if that is longer than our own.
 func (l *life) backoff(asked time.Duration) time.Duration {
 	wait := min(retryFirst<<min(l.retries, 10), retryMost)
 	l.retries++
-	return max(wait, asked)
+	return max(l.spread(wait), l.spread(asked+asked/4))
+}
+
+// spread takes up to a fifth off, so that jobs that were turned away together do not come back together.
+func (l *life) spread(wait time.Duration) time.Duration {
+	return wait - time.Duration(l.dice()*float64(wait)/5)
 }

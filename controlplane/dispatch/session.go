@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync/atomic"
 	"time"
 
@@ -23,121 +22,124 @@ const (
 	protocolVersion = 1
 	// helloPatience is how long a new stream may take to introduce itself.
 	helloPatience = 10 * time.Second
-	// outgoing bounds the messages that wait for a slow agent; one that falls behind by more is disconnected and says
-	// what it holds when it is back.
-	outgoing = 1024
+	// outgoing and outgoingPerJob bound the messages that wait for a slow agent; one that falls behind by more is
+	// disconnected and says what it holds when it is back.
+	outgoing       = 1024
+	outgoingPerJob = 4
 )
+
+type sessionStream = grpc.BidiStreamingServer[fleetv1.SessionRequest, fleetv1.SessionResponse]
 
 // session is one agent's stream.
 type session struct {
+	*stream
 	id    string
-	agent *agent
-	out   chan *fleetv1.SessionResponse
-	heard atomic.Int64 // when the last frame came, in Unix nanoseconds
-	end   context.CancelCauseFunc
+	out   outbox
+	began time.Time
+	heard atomic.Int64 // when the last frame came, in nanoseconds after began
+	seq   uint64       // of the last ping
+
+	welcomed atomic.Bool
+	agent    *agent // nil before Hello; guarded by the dispatcher's lock, as is over
+	over     bool   // too late for Hello
 }
 
-func (s *session) lastHeard() time.Time { return time.Unix(0, s.heard.Load()) }
+func newSession(s *stream) *session {
+	return &session{stream: s, id: uuid.NewString(), out: newOutbox(outgoing), began: time.Now()}
+}
+
+// hear notes a sign of life. The clock that counts is the monotonic one: a step of the wall clock must not end leases.
+func (s *session) hear() { s.heard.Store(int64(time.Since(s.began))) }
+
+func (s *session) lastHeard() time.Time { return s.began.Add(time.Duration(s.heard.Load())) }
 
 // send queues a message. An agent that does not read loses its session instead of blocking anyone.
 func (s *session) send(m *fleetv1.SessionResponse) {
-	select {
-	case s.out <- m:
-	default:
-		s.end(status.Errorf(codes.ResourceExhausted, "the agent does not read its session: %d messages wait", outgoing))
+	if !s.out.put(m) {
+		s.end(status.Error(codes.ResourceExhausted, "the agent does not read its session: too many messages wait"))
 	}
 }
 
-func (s *session) welcome(w *fleetv1.Welcome) {
-	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Welcome{Welcome: w}})
-}
-
 // Session serves one agent; see fleet.proto for the contract.
-func (d *Dispatcher) Session(stream grpc.BidiStreamingServer[fleetv1.SessionRequest, fleetv1.SessionResponse]) error {
+func (d *Dispatcher) Session(stream sessionStream) error {
 	id, name, err := d.cfg.Identity(stream.Context())
 	if err != nil {
 		return err
 	}
-	ctx, end := context.WithCancelCause(stream.Context())
-	defer end(nil)
-	s := &session{id: uuid.NewString(), out: make(chan *fleetv1.SessionResponse, outgoing), end: end}
-	s.heard.Store(time.Now().UnixNano())
+	opened, err := d.open(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer opened.close()
+	s := newSession(opened)
+	s.run(func() error { return d.receive(stream, s, id, name) }, func() error { return d.transmit(stream, s) })
+
+	ticker := time.NewTicker(d.cfg.PingPeriod)
+	defer ticker.Stop()
+	err = s.wait(ticker.C, func(now time.Time) error { return d.tick(s, now) })
 
 	d.mu.Lock()
-	if d.closed {
-		d.mu.Unlock()
-		return errStopping
-	}
-	d.sessions.Add(1)
-	d.mu.Unlock()
-	defer d.sessions.Done()
-	stop := context.AfterFunc(d.stopping, func() { end(errStopping) })
-	defer stop()
-
-	// It ends with the stream, that is soon after this function returns.
-	d.receivers.Go(func() { end(d.receive(stream, s, id, name)) })
-	err = d.transmit(ctx, stream, s)
-	if s.agent != nil {
-		d.mu.Lock()
+	s.over = true
+	joined := s.agent != nil
+	if joined {
 		d.detachLocked(s.agent, s)
-		d.mu.Unlock()
-		d.log.Info("agent left", "agent", name, "session", s.id, "why", err)
 	}
-	if errors.Is(err, io.EOF) {
-		return nil
+	d.mu.Unlock()
+	if joined {
+		d.log.Info("agent left", "agent", name, "session", s.id, "why", err)
 	}
 	return err
 }
 
-// transmit writes what is queued and a ping per period, until the session ends.
-func (d *Dispatcher) transmit(ctx context.Context, stream grpc.BidiStreamingServer[fleetv1.SessionRequest, fleetv1.SessionResponse], s *session) error {
-	ticker := time.NewTicker(d.cfg.PingPeriod)
-	defer ticker.Stop()
-	began := time.Now()
-	var seq uint64
-	welcomed := false
+// tick is once per ping period: it pings, and ends a session that is dead or only half alive.
+func (d *Dispatcher) tick(s *session, now time.Time) error {
+	if !s.welcomed.Load() {
+		if now.Sub(s.began) >= helloPatience {
+			return status.Error(codes.DeadlineExceeded, "no Hello came")
+		}
+		return nil
+	}
+	if silent := now.Sub(s.lastHeard()); silent >= 2*d.cfg.PingPeriod {
+		return status.Errorf(codes.DeadlineExceeded, "nothing was heard of the agent for %s", silent.Round(time.Second))
+	}
+	if stuck := s.out.stuck(now); stuck >= 2*d.cfg.PingPeriod {
+		return status.Errorf(codes.DeadlineExceeded, "the agent has not read its session for %s", stuck.Round(time.Second))
+	}
+	s.seq++
+	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Ping{Ping: &fleetv1.Ping{Seq: s.seq}}})
+	return nil
+}
+
+// transmit writes what is queued until the session ends.
+func (d *Dispatcher) transmit(stream sessionStream, s *session) error {
 	for {
-		select {
-		case <-ctx.Done():
-			err := context.Cause(ctx)
-			if errors.Is(err, errStopping) && welcomed {
-				// A best effort: an agent that does not read it comes back by its own back-off.
-				_ = stream.Send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_ComeBack{
-					ComeBack: &fleetv1.ComeBack{After: durationpb.New(d.cfg.ComeBack)},
-				}})
-			}
-			return err
-		case m := <-s.out:
-			welcomed = true
+		messages, ok := s.out.take(s.ctx)
+		if !ok {
+			break
+		}
+		for _, m := range messages {
 			if err := stream.Send(m); err != nil {
 				return fmt.Errorf("send to the agent: %w", err)
 			}
-		case now := <-ticker.C:
-			if !welcomed {
-				if now.Sub(began) > helloPatience {
-					return status.Error(codes.DeadlineExceeded, "no Hello came")
-				}
-				continue
-			}
-			if silent := now.Sub(s.lastHeard()); silent >= 2*d.cfg.PingPeriod {
-				return status.Errorf(codes.DeadlineExceeded, "nothing was heard of the agent for %s", silent.Round(time.Second))
-			}
-			seq++
-			if err := stream.Send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Ping{Ping: &fleetv1.Ping{Seq: seq}}}); err != nil {
-				return fmt.Errorf("ping the agent: %w", err)
-			}
 		}
 	}
+	if errors.Is(context.Cause(s.ctx), errStopping) && s.welcomed.Load() {
+		// A best effort: an agent that does not read it comes back by its own back-off.
+		_ = stream.Send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_ComeBack{
+			ComeBack: &fleetv1.ComeBack{After: durationpb.New(d.cfg.ComeBack)},
+		}})
+	}
+	return nil
 }
 
 // receive reads the agent's messages until the stream ends.
-func (d *Dispatcher) receive(stream grpc.BidiStreamingServer[fleetv1.SessionRequest, fleetv1.SessionResponse], s *session, id, name string) error {
+func (d *Dispatcher) receive(stream sessionStream, s *session, id, name string) error {
 	for {
 		m, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		s.heard.Store(time.Now().UnixNano())
+		s.hear()
 		if hello := m.GetHello(); hello != nil {
 			if err := d.hello(s, id, name, hello); err != nil {
 				return err
@@ -147,7 +149,9 @@ func (d *Dispatcher) receive(stream grpc.BidiStreamingServer[fleetv1.SessionRequ
 		if s.agent == nil {
 			return status.Error(codes.FailedPrecondition, "the first message must be Hello")
 		}
-		d.message(s, m)
+		if err := d.message(s, m); err != nil {
+			return err
+		}
 	}
 }
 
@@ -161,9 +165,17 @@ func (d *Dispatcher) hello(s *session, id, name string, h *fleetv1.Hello) error 
 			"the agent speaks protocol %d to %d, this control plane speaks %d: upgrade the older of the two (agent %s)",
 			h.GetProtocolMin(), h.GetProtocolMax(), protocolVersion, h.GetVersion())
 	}
+	if err := d.helloLocked(s, id, name, h); err != nil {
+		return err
+	}
+	d.log.Info("agent joined", "agent", name, "host", h.GetHostname(), "slots", h.GetSlots(), "version", h.GetVersion(), "jobs", len(h.GetJobs()))
+	return nil
+}
+
+func (d *Dispatcher) helloLocked(s *session, id, name string, h *fleetv1.Hello) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.closed || s.over {
 		return errStopping
 	}
 	a := d.agentLocked(id, name)
@@ -178,69 +190,79 @@ func (d *Dispatcher) hello(s *session, id, name string, h *fleetv1.Hello) error 
 		}
 		old.end(status.Error(codes.Aborted, "a newer session of the same agent took over"))
 		d.detachLocked(a, old)
+		a = d.agentLocked(id, name) // it was forgotten if it held nothing
 	}
 	s.agent = a
+	s.out.widen(outgoingPerJob * (int(h.GetSlots()) + len(h.GetJobs())))
 	d.attachLocked(a, s, h)
-	d.log.Info("agent joined", "agent", a.name, "host", a.hostname, "slots", a.slots, "version", a.version, "jobs", len(h.GetJobs()))
+	s.welcomed.Store(true)
 	return nil
 }
 
 // message handles everything but Hello.
-func (d *Dispatcher) message(s *session, m *fleetv1.SessionRequest) {
+func (d *Dispatcher) message(s *session, m *fleetv1.SessionRequest) error {
 	if p := m.GetPing(); p != nil {
 		s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Pong{Pong: &fleetv1.Pong{Seq: p.GetSeq()}}})
-		return
+		return nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	a := s.agent
 	if a.session != s {
-		return // superseded: its words do not count any more
+		return nil // superseded: its words do not count any more
 	}
 	switch msg := m.GetMessage().(type) {
 	case *fleetv1.SessionRequest_OfferReply:
-		ref := msg.OfferReply.GetRef()
-		if j := d.jobs[ref.GetJob()]; j != nil && j.life.epoch == ref.GetEpoch() && j.life.agent == a.id && j.life.phase <= accepted {
-			if !msg.OfferReply.GetAccepted() {
-				d.log.Info("offer refused", "job", ref.GetJob(), "agent", a.name, "reason", msg.OfferReply.GetReason())
-			}
-			d.applyLocked(j, event{kind: evReply, agent: a.id, epoch: ref.GetEpoch(), ok: msg.OfferReply.GetAccepted(), reason: msg.OfferReply.GetReason()})
-		} else if msg.OfferReply.GetAccepted() {
-			a.sendWithdraw(ref, "the offer is no longer open")
-		}
+		d.offerReplyLocked(a, msg.OfferReply)
 	case *fleetv1.SessionRequest_JobReport:
-		d.jobReportLocked(a, msg.JobReport)
+		return d.jobReportLocked(a, msg.JobReport)
 	case *fleetv1.SessionRequest_AgentStatus:
 		a.draining = msg.AgentStatus.GetDraining()
 		a.offerRoomLocked()
 		d.serveAgentLocked(a)
 	}
+	return nil
 }
 
-func (d *Dispatcher) jobReportLocked(a *agent, r *fleetv1.JobReport) {
+// heldByLocked returns the job if the agent holds this epoch of it.
+func (d *Dispatcher) heldByLocked(agent string, ref *fleetv1.JobRef) *job {
+	if j := d.jobs[ref.GetJob()]; j != nil && j.life.epoch == ref.GetEpoch() && j.life.agent == agent {
+		return j
+	}
+	return nil
+}
+
+func (d *Dispatcher) offerReplyLocked(a *agent, r *fleetv1.OfferReply) {
+	j := d.heldByLocked(a.id, r.GetRef())
+	if !r.GetAccepted() {
+		d.log.Info("offer refused", "job", r.GetRef().GetJob(), "agent", a.name, "reason", r.GetReason())
+	}
+	switch {
+	case j != nil && (j.life.phase == offered || j.life.phase == accepted || j.life.phase == started && !r.GetAccepted()):
+		d.applyLocked(j, event{
+			kind: evReply, agent: a.id, epoch: r.GetRef().GetEpoch(), ok: r.GetAccepted(),
+			reason: fmt.Sprintf("agent %s did not start the job: %s", a.name, r.GetReason()),
+		})
+	case r.GetAccepted():
+		a.sendWithdraw(r.GetRef(), "the offer is no longer open")
+	}
+}
+
+func (d *Dispatcher) jobReportLocked(a *agent, r *fleetv1.JobReport) error {
 	ref := r.GetRef()
-	state := store.JobStarted
+	ev := event{kind: evReport, agent: a.id, epoch: ref.GetEpoch(), state: store.JobStarted}
 	if r.GetState() == fleetv1.JobState_JOB_STATE_FINISHED {
-		state = store.JobFinished
 		if r.GetResult() == nil {
-			a.session.end(status.Errorf(codes.InvalidArgument, "job %d is reported as finished without a result", ref.GetJob()))
-			return
+			return status.Errorf(codes.InvalidArgument, "job %d is reported as finished without a result", ref.GetJob())
 		}
+		ev.state, ev.result = store.JobFinished, storeResult(r.GetResult())
 	}
-	j := d.jobs[ref.GetJob()]
-	if j == nil || j.life.epoch != ref.GetEpoch() || j.life.agent != a.id {
-		// Reported long ago, or of a stale epoch: nothing of it is wanted.
-		if state == store.JobFinished {
-			a.sendAck(ref, state)
-			a.sendForget(ref)
-		}
-		return
+	switch j := d.heldByLocked(a.id, ref); {
+	case j != nil:
+		d.applyLocked(j, ev)
+	case ev.state == store.JobFinished: // reported long ago, or of a stale epoch: nothing of it is wanted
+		a.sendAck(ref, ev.state)
+		a.sendForget(ref)
 	}
-	ev := event{kind: evReport, agent: a.id, epoch: ref.GetEpoch(), state: state}
-	if state == store.JobFinished {
-		ev.result = storeResult(r.GetResult())
-	}
-	d.applyLocked(j, ev)
+	return nil
 }
-
-var errStopping = status.Error(codes.Unavailable, "the control plane is stopping")

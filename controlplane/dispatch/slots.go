@@ -1,45 +1,32 @@
 package dispatch
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/switchyard-ci/switchyard/controlplane/allocation"
-	"github.com/switchyard-ci/switchyard/controlplane/placement"
-	"github.com/switchyard-ci/switchyard/controlplane/registry"
-	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
-// A lease is one slot of one agent, held for a claim that is under way or for a job. An agent's free slots are always
-// its slots minus its leases; nothing is counted up and down.
+// A lease is one slot of one agent, held for a runner's claim that is under way or for a job. An agent's free slots are
+// always its slots minus its leases; nothing is counted up and down.
 type lease struct {
-	agent *agent
-}
-
-// pool is the agents that serve the runners with one executor and one selector.
-type pool struct {
-	executor string
-	selector registry.Selector
-	agents   placement.Pool
-	claims   allocation.Queue // runners that wait for a slot to claim with
-	jobs     []*job           // claimed jobs without an agent: served before new claims, oldest first
-
-	// What the agents have in common, for GitLab; features is nil before the first agent came.
-	stale           bool
-	slots           int
-	features        *runnerapi.Features
-	shell, os, arch string
+	agent  *agent
+	runner *runner
 }
 
 // runner is a runner's side of the slots.
 type runner struct {
 	Runner
-	pool    *pool
-	claims  map[*lease]struct{} // claims under way
+	pool    *pool               // nil if the runner is retired: it gets no slots any more
+	leases  map[*lease]struct{} // all that it holds
+	claims  map[*lease]struct{} // those of them that are for claims under way
 	jobs    map[int64]*job      // claimed and not finished, with an agent or without
+	waiting list.List           // of *job: those that wait for an agent, oldest first
 	waiters []*waiter           // Reserve calls, oldest first
 }
 
@@ -51,11 +38,25 @@ type waiter struct {
 // ErrUnknownRunner is returned for a runner that is not in the configuration.
 var ErrUnknownRunner = errors.New("unknown runner")
 
+// roomCheck is how often a full disk is looked at: nobody tells when it has room again.
+const roomCheck = 2 * time.Second
+
+func newRunner(r Runner, p *pool) *runner {
+	return &runner{
+		Runner: r, pool: p,
+		leases: make(map[*lease]struct{}), claims: make(map[*lease]struct{}), jobs: make(map[int64]*job),
+	}
+}
+
+// held is what counts against the limit before a claim: a job that waits for an agent is one that will run.
+func (r *runner) held() int { return len(r.claims) + len(r.jobs) }
+
+func (r *runner) below(n int) bool { return r.Limit == 0 || n < r.Limit }
+
 // Reservation is a slot that is held for a claim. It is used up by Claimed or given back by Release.
 type Reservation struct {
-	d      *Dispatcher
-	runner *runner
-	lease  *lease // nil once used up or given back; guarded by d.mu
+	d     *Dispatcher
+	lease *lease // nil once used up or given back; guarded by d.mu
 }
 
 // Release gives the slot back. It does nothing after Claimed, and nothing the second time.
@@ -64,21 +65,30 @@ func (r *Reservation) Release() {
 	defer r.d.mu.Unlock()
 	if l := r.takeLocked(); l != nil {
 		r.d.releaseLocked(l)
-		r.d.queueLocked(r.runner)
 	}
 }
 
 func (r *Reservation) takeLocked() *lease {
+	if r == nil || r.lease == nil {
+		return nil
+	}
 	l := r.lease
 	r.lease = nil
-	delete(r.runner.claims, l)
+	delete(l.runner.claims, l)
 	return l
 }
 
-// Reserve waits until the runner may claim a job and an agent has a slot for it: which of the waiting runners is served
-// is allocation's decision, which agent gives the slot is placement's. It fails with ErrUnknownRunner or with the
-// context's error.
+// Reserve waits until the runner may claim a job, an agent has a slot for it, and there is room on the disk for its
+// trace: which of the waiting runners is served is allocation's decision, which agent gives the slot is placement's. It
+// fails with ErrUnknownRunner or with the context's error.
 func (d *Dispatcher) Reserve(ctx context.Context, name string) (*Reservation, error) {
+	for d.relay.Err() != nil {
+		select {
+		case <-time.After(roomCheck/2 + rand.N(roomCheck)):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	d.mu.Lock()
 	r := d.runners[name]
 	if r == nil {
@@ -87,117 +97,130 @@ func (d *Dispatcher) Reserve(ctx context.Context, name string) (*Reservation, er
 	}
 	w := &waiter{since: time.Now(), slot: make(chan *lease, 1)}
 	r.waiters = append(r.waiters, w)
-	d.queueLocked(r)
+	d.serveRunnerLocked(r)
 	d.mu.Unlock()
 
 	select {
 	case l := <-w.slot:
-		return &Reservation{d: d, runner: r, lease: l}, nil
+		return &Reservation{d: d, lease: l}, nil
 	case <-ctx.Done():
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if i := slices.Index(r.waiters, w); i >= 0 {
 		r.waiters = slices.Delete(r.waiters, i, i+1)
+		r.rankLocked()
 	} else { // granted in the same moment
 		l := <-w.slot
 		delete(r.claims, l)
 		d.releaseLocked(l)
 	}
-	d.queueLocked(r)
 	return nil, ctx.Err()
 }
 
-// held is what counts against a runner's limit.
-func (r *runner) held() int { return len(r.claims) + len(r.jobs) }
+// serveRunnerLocked is for a runner that wants more than before, or may have more.
+func (d *Dispatcher) serveRunnerLocked(r *runner) {
+	r.rankLocked()
+	for r.pool != nil && d.serveLocked(r.pool) {
+	}
+}
 
-// queueLocked puts a runner where it now belongs among those that wait, and serves its pool.
-func (d *Dispatcher) queueLocked(r *runner) {
-	if len(r.waiters) == 0 || r.Limit > 0 && r.held() >= r.Limit {
-		r.pool.claims.Remove(r.Name)
+// rankLocked puts a runner where it now belongs among those that wait.
+func (r *runner) rankLocked() {
+	if r.pool == nil {
 		return
 	}
-	r.pool.claims.Set(allocation.Key{Runner: r.Name, Running: r.held(), Since: r.waiters[0].since})
-	d.serveLocked(r.pool)
-}
-
-// serveLocked hands out a pool's free slots: to jobs that need an agent, then to claims.
-func (d *Dispatcher) serveLocked(p *pool) {
-	for {
-		id, ok := p.agents.Best()
-		if !ok {
-			return
-		}
-		a := d.agents[id]
-		if len(p.jobs) > 0 {
-			j := p.jobs[0]
-			p.jobs = slices.Delete(p.jobs, 0, 1)
-			j.lease = d.takeSlotLocked(p, a)
-			d.bindLocked(j, a)
-			d.applyLocked(j, event{kind: evPlaced, agent: a.id})
-			continue
-		}
-		next, ok := p.claims.Next()
-		if !ok {
-			return
-		}
-		r := d.runners[next.Runner]
-		w := r.waiters[0]
-		r.waiters = slices.Delete(r.waiters, 0, 1)
-		l := d.takeSlotLocked(p, a)
-		r.claims[l] = struct{}{}
-		w.slot <- l
-		if len(r.waiters) == 0 || r.Limit > 0 && r.held() >= r.Limit {
-			p.claims.Remove(r.Name)
-		} else {
-			p.claims.Set(allocation.Key{Runner: r.Name, Running: r.held(), Since: r.waiters[0].since})
-		}
+	if oldest := r.waiting.Front(); oldest != nil && r.below(len(r.leases)) {
+		r.pool.jobs.Set(allocation.Key{Runner: r.Name, Running: len(r.leases), Since: oldest.Value.(*job).row.ClaimedAt})
+	} else {
+		r.pool.jobs.Remove(r.Name)
+	}
+	if len(r.waiters) > 0 && r.below(r.held()) {
+		r.pool.claims.Set(allocation.Key{Runner: r.Name, Running: r.held(), Since: r.waiters[0].since})
+	} else {
+		r.pool.claims.Remove(r.Name)
 	}
 }
 
-func (d *Dispatcher) takeSlotLocked(p *pool, a *agent) *lease {
-	l := &lease{agent: a}
-	a.leases[l] = struct{}{}
-	p.agents.Chosen(a.id)
+// serveLocked gives one of a pool's free slots away: to a job that needs an agent, else to a claim. It returns false if
+// nobody wants one or there is none.
+func (d *Dispatcher) serveLocked(p *pool) bool {
+	if k, ok := p.jobs.Next(); ok {
+		return d.placeLocked(d.runners[k.Runner])
+	}
+	k, ok := p.claims.Next()
+	if !ok {
+		return false
+	}
+	id, ok := p.agents.Best(nil)
+	if !ok {
+		return false
+	}
+	r := d.runners[k.Runner]
+	w := r.waiters[0]
+	r.waiters = slices.Delete(r.waiters, 0, 1)
+	l := r.takeSlotLocked(d.agents[id])
+	r.claims[l] = struct{}{}
+	w.slot <- l
+	r.rankLocked()
+	return true
+}
+
+// placeLocked gives a slot to the runner's oldest job that waits for one.
+func (d *Dispatcher) placeLocked(r *runner) bool {
+	j := r.waiting.Front().Value.(*job)
+	id, ok := r.pool.agents.Best(func(agent string) bool { return j.life.avoided[agent] })
+	if !ok {
+		return false
+	}
+	j.lease = r.takeSlotLocked(d.agents[id])
+	d.applyLocked(j, event{kind: evPlaced, agent: id})
+	return true
+}
+
+func (r *runner) takeSlotLocked(a *agent) *lease {
+	l := &lease{agent: a, runner: r}
+	a.leases[l], r.leases[l] = struct{}{}, struct{}{}
+	r.pool.agents.Chosen(a.id)
 	a.offerRoomLocked()
 	return l
 }
 
-// releaseLocked gives a slot back and serves whoever waits for one of that agent's. When the agent's pools compete, the
-// one whose first runner allocation prefers is served first.
+// releaseLocked gives a slot back and serves whoever waits for it.
 func (d *Dispatcher) releaseLocked(l *lease) {
 	a := l.agent
-	if _, ok := a.leases[l]; !ok {
-		return
-	}
 	delete(a.leases, l)
+	delete(l.runner.leases, l)
 	a.offerRoomLocked()
+	l.runner.rankLocked()
 	d.serveAgentLocked(a)
+	d.serveRunnerLocked(l.runner) // it may have been at its limit
 	d.forgetLocked(a)
 }
 
+// serveAgentLocked gives an agent's free slots away, one by one to the pool whose first runner allocation prefers; jobs
+// come before claims.
 func (d *Dispatcher) serveAgentLocked(a *agent) {
 	for a.free() > 0 {
-		var first *pool
-		var firstKey allocation.Key
-		for _, p := range a.pools {
-			if len(p.jobs) > 0 {
-				first = p
-				break
-			}
-			if k, ok := p.claims.Next(); ok && (first == nil || k.Before(firstKey)) {
-				first, firstKey = p, k
-			}
+		p := first(a.pools, func(p *pool) *allocation.Queue { return &p.jobs })
+		if p == nil {
+			p = first(a.pools, func(p *pool) *allocation.Queue { return &p.claims })
 		}
-		if first == nil {
-			return
-		}
-		before := a.free()
-		d.serveLocked(first)
-		if a.free() == before {
+		if p == nil || !d.serveLocked(p) {
 			return
 		}
 	}
+}
+
+func first(pools []*pool, queue func(*pool) *allocation.Queue) *pool {
+	var best *pool
+	var bestKey allocation.Key
+	for _, p := range pools {
+		if k, ok := queue(p).Next(); ok && (best == nil || k.Before(bestKey)) {
+			best, bestKey = p, k
+		}
+	}
+	return best
 }
 
 // free is the number of slots that may be handed out: none while the agent is away or drains.
@@ -214,31 +237,4 @@ func (a *agent) offerRoomLocked() {
 	for _, p := range a.pools {
 		p.agents.Set(a.id, free)
 	}
-}
-
-// poolLocked returns the pool for an executor and a selector, making it at the first call.
-func (d *Dispatcher) poolLocked(executor string, s registry.Selector) *pool {
-	key := executor + " " + s.String()
-	p := d.pools[key]
-	if p == nil {
-		p = &pool{executor: executor, selector: s}
-		d.pools[key] = p
-	}
-	return p
-}
-
-// joinPoolsLocked puts an agent into the pools whose jobs it can run, and out of all others.
-func (d *Dispatcher) joinPoolsLocked(a *agent) {
-	for _, p := range a.pools {
-		p.agents.Remove(a.id)
-		p.stale = true
-	}
-	a.pools = nil
-	for _, p := range d.pools {
-		if _, ok := a.executors[p.executor]; ok && p.selector.Matches(a.labels) {
-			a.pools = append(a.pools, p)
-			p.stale = true
-		}
-	}
-	a.offerRoomLocked()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -21,8 +20,12 @@ import (
 // general validation would cost more than the transport of a frame.
 const maxFrame = 256 << 10
 
+// maxTold is how many jobs may have something to be told on a Trace stream: more than an agent can hold.
+const maxTold = 32 << 10
+
 // traceStream is one agent's Trace stream: what is to be told to the agent, the latest word for each job only.
 type traceStream struct {
+	*stream
 	mu    sync.Mutex
 	tell  map[int64]relay.Progress
 	ready chan struct{} // capacity 1
@@ -30,31 +33,42 @@ type traceStream struct {
 
 func (t *traceStream) put(job int64, p relay.Progress) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.tell[job] = p
-	t.mu.Unlock()
+	if len(t.tell) > maxTold {
+		t.end(status.Error(codes.ResourceExhausted, "the agent does not read its trace stream: too many answers wait"))
+	}
 	select {
 	case t.ready <- struct{}{}:
 	default:
 	}
 }
 
+// take returns all that is to be told.
+func (t *traceStream) take() map[int64]relay.Progress {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tell := t.tell
+	t.tell = make(map[int64]relay.Progress)
+	return tell
+}
+
+type traceServer = grpc.BidiStreamingServer[fleetv1.TraceRequest, fleetv1.TraceResponse]
+
 // Trace takes the bytes of an agent's traces; see fleet.proto for the contract.
-func (d *Dispatcher) Trace(stream grpc.BidiStreamingServer[fleetv1.TraceRequest, fleetv1.TraceResponse]) error {
+func (d *Dispatcher) Trace(stream traceServer) error {
 	id, name, err := d.cfg.Identity(stream.Context())
 	if err != nil {
 		return err
 	}
-	ctx, end := context.WithCancelCause(stream.Context())
-	defer end(nil)
-	t := &traceStream{tell: make(map[int64]relay.Progress), ready: make(chan struct{}, 1)}
+	opened, err := d.open(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer opened.close()
+	t := &traceStream{stream: opened, tell: make(map[int64]relay.Progress), ready: make(chan struct{}, 1)}
 
 	d.mu.Lock()
-	if d.closed {
-		d.mu.Unlock()
-		return errStopping
-	}
-	d.sessions.Add(1)
-	d.receivers.Add(1)
 	a := d.agentLocked(id, name)
 	a.trace = t
 	for job, j := range a.jobs {
@@ -63,29 +77,19 @@ func (d *Dispatcher) Trace(stream grpc.BidiStreamingServer[fleetv1.TraceRequest,
 		}
 	}
 	d.mu.Unlock()
-	defer d.sessions.Done()
-	stop := context.AfterFunc(d.stopping, func() { end(errStopping) })
-	defer stop()
-
-	go func() { // ends with the stream
-		defer d.receivers.Done()
-		end(d.receiveTrace(stream, a, t))
-	}()
-	err = answerTrace(ctx, stream, t)
+	t.run(func() error { return d.receiveTrace(stream, id, t) }, func() error { return t.answer(stream) })
+	err = t.wait(nil, nil)
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if a.trace == t {
 		a.trace = nil
 	}
 	d.forgetLocked(a)
-	d.mu.Unlock()
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
 	return err
 }
 
-func (d *Dispatcher) receiveTrace(stream grpc.BidiStreamingServer[fleetv1.TraceRequest, fleetv1.TraceResponse], a *agent, t *traceStream) error {
-	for {
+func (d *Dispatcher) receiveTrace(stream traceServer, agent string, t *traceStream) error {
+	for t.ctx.Err() == nil {
 		m, err := stream.Recv()
 		if err != nil {
 			return err
@@ -95,7 +99,7 @@ func (d *Dispatcher) receiveTrace(stream grpc.BidiStreamingServer[fleetv1.TraceR
 			return status.Errorf(codes.InvalidArgument, "trace frame of job %d, epoch %d: offset %d, %d bytes (at most %d)",
 				ref.GetJob(), ref.GetEpoch(), m.GetOffset(), len(m.GetData()), maxFrame)
 		}
-		if !d.holds(a, ref) {
+		if !d.holds(agent, ref) {
 			t.put(ref.GetJob(), relay.Progress{Epoch: ref.GetEpoch(), Verdict: relay.Stop})
 			continue
 		}
@@ -103,28 +107,25 @@ func (d *Dispatcher) receiveTrace(stream grpc.BidiStreamingServer[fleetv1.TraceR
 			t.put(ref.GetJob(), p)
 		}
 	}
+	return t.ctx.Err()
 }
 
 // holds says whether a job was started on this agent in this epoch.
-func (d *Dispatcher) holds(a *agent, ref *fleetv1.JobRef) bool {
+func (d *Dispatcher) holds(agent string, ref *fleetv1.JobRef) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	j := a.jobs[ref.GetJob()]
-	return j != nil && j.life.epoch == ref.GetEpoch() && j.life.phase >= started
+	j := d.heldByLocked(agent, ref)
+	return j != nil && j.life.phase >= started
 }
 
-func answerTrace(ctx context.Context, stream grpc.BidiStreamingServer[fleetv1.TraceRequest, fleetv1.TraceResponse], t *traceStream) error {
+func (t *traceStream) answer(stream traceServer) error {
 	for {
 		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		case <-t.ctx.Done():
+			return nil
 		case <-t.ready:
 		}
-		t.mu.Lock()
-		tell := t.tell
-		t.tell = make(map[int64]relay.Progress, len(tell))
-		t.mu.Unlock()
-		for job, p := range tell {
+		for job, p := range t.take() {
 			if err := stream.Send(&fleetv1.TraceResponse{
 				Ref:      &fleetv1.JobRef{Job: job, Epoch: p.Epoch},
 				Received: p.Received, Reported: p.Reported, Limit: p.Limit, Outcome: outcome(p.Verdict),
@@ -153,10 +154,8 @@ func (d *Dispatcher) Received(id int64, p relay.Progress) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if j := d.jobs[id]; j != nil {
-		if a := d.agents[j.life.agent]; a != nil && a.trace != nil {
-			a.trace.put(id, p)
-		}
+	if j := d.jobs[id]; j != nil && j.holder != nil && j.holder.trace != nil {
+		j.holder.trace.put(id, p)
 	}
 }
 
@@ -169,8 +168,8 @@ func (d *Dispatcher) GetJob(ctx context.Context, req *fleetv1.GetJobRequest) (*f
 	}
 	ref := req.GetRef()
 	d.mu.Lock()
-	j := d.jobs[ref.GetJob()]
-	mine := j != nil && j.life.agent == id && j.life.epoch == ref.GetEpoch() && (j.life.phase >= offered && j.life.phase <= started)
+	j := d.heldByLocked(id, ref)
+	mine := j != nil && j.life.phase >= offered && j.life.phase <= started
 	d.mu.Unlock()
 	if !mine {
 		return nil, status.Errorf(codes.NotFound, "job %d, epoch %d is not held by this agent", ref.GetJob(), ref.GetEpoch())

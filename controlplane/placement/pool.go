@@ -39,12 +39,26 @@ func (p *Pool) Remove(agent string) {
 	}
 }
 
-// Best returns the agent that should get the next job, or false if none has a free slot.
-func (p *Pool) Best() (agent string, ok bool) {
+// Best returns the agent that should get the next job, or false if none has a free slot. Agents that avoid says yes to
+// are chosen only if no other has a free slot; avoid may be nil. Looking past an avoided one costs O(n).
+func (p *Pool) Best(avoid func(agent string) bool) (agent string, ok bool) {
 	if len(p.order) == 0 || p.order[0].free <= 0 {
 		return "", false
 	}
-	return p.order[0].agent, true
+	best := p.order[0]
+	if avoid == nil || !avoid(best.agent) {
+		return best.agent, true
+	}
+	var other *entry
+	for _, e := range p.order[1:] {
+		if e.free > 0 && !avoid(e.agent) && (other == nil || e.before(other)) {
+			other = e
+		}
+	}
+	if other != nil {
+		best = other
+	}
+	return best.agent, true
 }
 
 // Chosen notes that an agent was given a job, so that its equals come before it the next time.
@@ -59,15 +73,6 @@ func (p *Pool) Chosen(agent string) {
 // Len returns the number of agents in the pool.
 func (p *Pool) Len() int { return len(p.order) }
 
-// Agents calls yield for each agent, in no particular order, until it returns false.
-func (p *Pool) Agents(yield func(agent string) bool) {
-	for _, e := range p.order {
-		if !yield(e.agent) {
-			return
-		}
-	}
-}
-
 type entry struct {
 	agent string
 	free  int
@@ -75,21 +80,22 @@ type entry struct {
 	index int
 }
 
+func (e *entry) before(other *entry) bool {
+	if e.free != other.free {
+		return e.free > other.free
+	}
+	if e.turn != other.turn {
+		return e.turn < other.turn
+	}
+	return e.agent < other.agent
+}
+
 // entries implements heap.Interface.
 type entries []*entry
 
 func (o entries) Len() int { return len(o) }
 
-func (o entries) Less(i, j int) bool {
-	a, b := o[i], o[j]
-	if a.free != b.free {
-		return a.free > b.free
-	}
-	if a.turn != b.turn {
-		return a.turn < b.turn
-	}
-	return a.agent < b.agent
-}
+func (o entries) Less(i, j int) bool { return o[i].before(o[j]) }
 
 func (o entries) Swap(i, j int) {
 	o[i], o[j] = o[j], o[i]

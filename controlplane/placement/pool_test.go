@@ -16,7 +16,7 @@ func TestWorkSpreadsOverEqualAgents(t *testing.T) {
 	}
 	var got []string
 	for {
-		agent, ok := p.Best()
+		agent, ok := p.Best(nil)
 		if !ok {
 			break
 		}
@@ -32,14 +32,14 @@ func TestTheAgentWithTheMostRoomComesFirst(t *testing.T) {
 	var p Pool
 	p.Set("small", 1)
 	p.Set("big", 8)
-	agent, ok := p.Best()
+	agent, ok := p.Best(nil)
 	require.True(t, ok)
 	require.Equal(t, "big", agent)
 	p.Remove("big")
-	agent, _ = p.Best()
+	agent, _ = p.Best(nil)
 	require.Equal(t, "small", agent)
 	p.Set("small", 0)
-	_, ok = p.Best()
+	_, ok = p.Best(nil)
 	require.False(t, ok, "an agent without a free slot is never chosen")
 }
 
@@ -65,14 +65,27 @@ func TestBestAgreesWithAList(t *testing.T) {
 			for _, n := range model {
 				most = max(most, n)
 			}
-			best, ok := p.Best()
+			shy := rapid.SliceOfDistinct(rapid.SampledFrom([]string{"a", "b", "c", "d", "e"}), rapid.ID).Draw(t, "avoided")
+			avoid := func(agent string) bool { return slices.Contains(shy, agent) }
+			mostWilling := 0
+			for agent, n := range model {
+				if !avoid(agent) {
+					mostWilling = max(mostWilling, n)
+				}
+			}
+			if other, _ := p.Best(avoid); mostWilling > 0 && (avoid(other) || model[other] != mostWilling) {
+				t.Fatalf("Best chose %s with %d free slots; of those that are not avoided one has %d", other, model[other], mostWilling)
+			} else if _, ok := p.Best(avoid); ok != (most > 0) {
+				t.Fatalf("Best says %v although the most free slots are %d", ok, most)
+			}
+			best, ok := p.Best(nil)
 			if ok != (most > 0) {
 				t.Fatalf("Best says %v although the most free slots are %d", ok, most)
 			}
 			if ok && model[best] != most {
 				t.Fatalf("Best chose %s with %d free slots, there are %d elsewhere", best, model[best], most)
 			}
-			if p.Len() != len(model) || len(slices.Collect(p.Agents)) != len(model) {
+			if p.Len() != len(model) {
 				t.Fatalf("the pool has %d agents, want %d", p.Len(), len(model))
 			}
 		}
