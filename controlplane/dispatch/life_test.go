@@ -161,9 +161,9 @@ func TestPausesGrowWithRefusals(t *testing.T) {
 	l := claimedWithSlot()
 	l.step(t0, event{kind: evBegin})
 	now := t0
-	for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+	for _, seconds := range []int{1, 2, 4, 8, 16, 30, 30} {
 		l.step(now, event{kind: evReply, agent: "a", epoch: l.epoch})
-		require.Equal(t, now.Add(want*time.Second), l.resumeAt)
+		require.Equal(t, now.Add(time.Duration(seconds)*time.Second), l.resumeAt)
 		now = l.resumeAt
 		l.step(now, event{kind: evTick})
 		l.step(now, event{kind: evPlaced, agent: "a"})
