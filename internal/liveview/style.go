@@ -25,7 +25,6 @@ const (
 	yellow color = "33"
 	blue   color = "34"
 	cyan   color = "36"
-	strong color = "1;31"
 )
 
 // paint colours a text.
