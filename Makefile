@@ -94,9 +94,9 @@ lint-proto: $(TOOLS)/buf $(PROTO_DEPS) ## the contracts: style, and nothing that
 
 .PHONY: lint-generated
 lint-generated: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc $(PROTO_DEPS) ## gen/ is what generate makes
-	@rm -rf build/generated
-	$(TOOLS)/buf generate --output build/generated
-	@diff -r gen build/generated/gen || { echo "gen/ is not what proto/ makes: run 'make generate' and commit gen/" >&2; exit 1; }
+	@rm -rf build/.generated
+	$(TOOLS)/buf generate --output build/.generated
+	@diff -r gen build/.generated/gen || { echo "gen/ is not what proto/ makes: run 'make generate' and commit gen/" >&2; exit 1; }
 
 .PHONY: lint-modules
 lint-modules: ## go.mod and go.sum are tidy
