@@ -60,10 +60,14 @@ func (s *stream) wait(tick <-chan time.Time, act func(now time.Time) error) erro
 				s.end(err)
 			}
 		case <-s.ctx.Done():
-			if err := context.Cause(s.ctx); !errors.Is(err, io.EOF) {
+			switch err := context.Cause(s.ctx); {
+			case errors.Is(err, io.EOF):
+				return nil
+			case errors.Is(err, context.Canceled): // the agent went: no fault of anybody's
+				return status.FromContextError(context.Canceled).Err()
+			default:
 				return err
 			}
-			return nil
 		}
 	}
 }
