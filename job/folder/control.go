@@ -10,7 +10,7 @@ import (
 )
 
 // MaxLine limits a line of the control protocol in bytes, without its newline.
-const MaxLine = 1024
+const MaxLine = 16 << 10
 
 // Event is one line that a job says on its control socket.
 type Event struct {
@@ -127,4 +127,24 @@ func checkGreeting(line []byte) error {
 		return &VersionError{File: ControlSocket, Found: version}
 	}
 	return nil
+}
+
+// CacheRequest is a job's question for a URL by which one cache archive can be reached in the runner's object store. The
+// control plane has the store's keys; it signs for objects below the job's own project only.
+type CacheRequest struct {
+	ID uint64 `json:"id"` // of the question, unique within the job
+	// Op is "head", "get" or "put".
+	Op string `json:"op"`
+	// Key is the cache's key as gitlab-runner makes it (suffix for protected refs included), without any prefix.
+	Key string `json:"key"`
+}
+
+// CacheAnswer is the answer.
+type CacheAnswer struct {
+	ID  uint64 `json:"id"`
+	URL string `json:"url,omitempty"`
+	// Headers must be sent with the request; they are part of the signature.
+	Headers map[string]string `json:"headers,omitempty"`
+	// Error says why there is no URL, for the job's trace.
+	Error string `json:"error,omitempty"`
 }

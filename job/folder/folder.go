@@ -44,9 +44,10 @@ const (
 //
 // To the job: `cancel graceful` (stop the script, run after_script with CI_JOB_STATUS=canceled), `cancel kill` (stop
 // everything; no after_script), `lease <milliseconds>` (the dead man's limit: stop unless another lease comes within that
-// time). From the job: first `switchyard-job <format version>`, then `stage <name>` at each stage and once on connecting,
+// time), `answer <JSON of CacheAnswer>`. From the job: first `switchyard-job <format version>`, then `stage <name>` at each stage and once on connecting,
 // `trace <length>` when the trace file has grown (coalesced: a reader that is slow misses lengths, never the last one),
-// `result` when result.json is in place. The end of the stream means that the process is gone.
+// `ask <JSON of CacheRequest>` (to every follower, again on connecting, until it is answered), `result` when result.json is
+// in place. The end of the stream means that the process is gone.
 //
 // Paths of Unix sockets are limited to about 100 bytes, so both sides address the socket through the opened folder
 // (/proc/self/fd/N/control.sock on Linux).
@@ -86,13 +87,49 @@ type Spec struct {
 
 	// Environment is added to the job's variables below GitLab's.
 	Environment []runnerapi.Variable `json:"environment,omitempty"`
+	// ServerURL is the GitLab's address as the runner is configured with it: artifacts go there.
+	ServerURL string `json:"server_url,omitempty"`
 	// ServerCA is the PEM of the CA that GitLab's certificate is checked against, if it is not a public one.
 	ServerCA string `json:"server_ca,omitempty"`
+	// Settings are the runner's, as its administrator configured them.
+	Settings Settings `json:"settings"`
+
+	// SharedFiles: the user's scripts may run as another user than this process, so what is made for them (working copy,
+	// temporary files) is open to every user of the environment.
+	SharedFiles bool `json:"shared_files,omitempty"`
+	// CustomBuildDir: GIT_CLONE_PATH may be used, within BuildsDir.
+	CustomBuildDir bool `json:"custom_build_dir,omitempty"`
+	// SectionAttempts says that EXECUTOR_JOB_SECTION_ATTEMPTS has a meaning here (gitlab-runner: docker only).
+	SectionAttempts bool `json:"section_attempts,omitempty"`
 
 	// Lease is the dead man's limit until the first `lease` line; 0 means none.
 	Lease time.Duration `json:"lease,omitempty"`
 	// KillGrace is the time between SIGTERM and SIGKILL for what a cancel, a timeout or a lost lease stops.
 	KillGrace time.Duration `json:"kill_grace"`
+}
+
+// Settings are those of a runner that its jobs follow. The zero value is gitlab-runner's default for each.
+type Settings struct {
+	// Scripts of the runner, run around the job's own (gitlab-runner: pre_get_sources_script and so on in config.toml).
+	PreGetSourcesScript  string `json:"pre_get_sources_script,omitempty"`
+	PostGetSourcesScript string `json:"post_get_sources_script,omitempty"`
+	PreBuildScript       string `json:"pre_build_script,omitempty"`
+	PostBuildScript      string `json:"post_build_script,omitempty"`
+	// CloneURL replaces scheme and host of the payload's repo_url.
+	CloneURL string `json:"clone_url,omitempty"`
+	// DebugTraceDisabled takes CI_DEBUG_TRACE and CI_DEBUG_SERVICES from jobs.
+	DebugTraceDisabled bool `json:"debug_trace_disabled,omitempty"`
+	// FeatureFlags win over the job's FF_ variables.
+	FeatureFlags map[string]bool `json:"feature_flags,omitempty"`
+	// GetSourcesTimeout limits get_sources; 0 is the job's own timeout.
+	GetSourcesTimeout time.Duration `json:"get_sources_timeout,omitempty"`
+	// ArtifactUploadTimeout and ArtifactResponseHeaderTimeout limit one upload; 0 is 1 h and 10 min.
+	ArtifactUploadTimeout         time.Duration `json:"artifact_upload_timeout,omitempty"`
+	ArtifactResponseHeaderTimeout time.Duration `json:"artifact_response_header_timeout,omitempty"`
+	// RemoteCache: caches are in an object store, by URLs that are asked for (see CacheRequest); otherwise in CacheDir.
+	RemoteCache bool `json:"remote_cache,omitempty"`
+	// MaxUploadedArchiveSize limits a cache that is uploaded, in bytes; 0 is no limit.
+	MaxUploadedArchiveSize int64 `json:"max_uploaded_archive_size,omitempty"`
 }
 
 // Runner is what a job is told about the runner that claimed it.
