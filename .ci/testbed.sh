@@ -4,10 +4,11 @@
 set -euo pipefail
 
 # Each component: the command that shows it is there, and Debian's packages.
-names=(git bash gcc)
-declare -A packages=([git]=git [bash]=bash [gcc]='gcc libc6-dev')
+names=(git git-lfs bash gcc)
+declare -A packages=([git]=git [git-lfs]=git-lfs [bash]=bash [gcc]='gcc libc6-dev')
 declare -A without=(
 	[git]='its tests skip'
+	[git-lfs]='its tests skip'
 	[bash]='its tests skip'
 	[gcc]='the tests run without the race detector'
 )

@@ -24,19 +24,20 @@ type Component string
 
 // The components that tests use.
 const (
-	Git  Component = "git"
-	Bash Component = "bash"
+	Git    Component = "git"
+	GitLFS Component = "git-lfs"
+	Bash   Component = "bash"
 	// GCC is asked for by no test; the race detector needs it, and CI can require it.
 	GCC Component = "gcc"
 )
 
 // Components returns all of them.
-func Components() []Component { return []Component{Git, Bash, GCC} }
+func Components() []Component { return []Component{Git, GitLFS, Bash, GCC} }
 
 // Check returns nil when the component can be used, else why it cannot and how to get it.
 func (c Component) Check() error {
 	switch c {
-	case Git, Bash, GCC:
+	case Git, GitLFS, Bash, GCC:
 		if _, err := exec.LookPath(string(c)); err != nil {
 			return fmt.Errorf("%s is not installed (%w); `make testbed` installs it on Debian as root", c, err)
 		}
