@@ -10,33 +10,34 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/switchyard-ci/switchyard/agent/ledger"
+	"github.com/switchyard-ci/switchyard/agent/supervisor"
 	"github.com/switchyard-ci/switchyard/agent/uplink"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 )
 
 // fetch gets an accepted job's payload. What may be for a while only is tried again, without end: the job is discarded
 // (and ctx with it) when the control plane gives up.
-func (a *Agent) fetch(ctx context.Context, ref ledger.Ref) ([]byte, error) {
+func (a *Agent) fetch(ctx context.Context, ref ledger.Ref) (supervisor.Fetched, error) {
 	backoff := uplink.Backoff{First: 100 * time.Millisecond, Most: 10 * time.Second}
 	for {
 		conn, err := a.current.get(ctx)
 		if err != nil {
-			return nil, err
+			return supervisor.Fetched{}, err
 		}
 		answer, err := fleetv1.NewFleetServiceClient(conn).GetJob(ctx, &fleetv1.GetJobRequest{Ref: ref.Proto()},
 			grpc.MaxCallRecvMsgSize(uplink.MaxPayload+1<<20))
 		switch status.Code(err) {
 		case codes.OK:
-			return answer.GetPayload(), nil
+			return supervisor.Fetched{Payload: answer.GetPayload()}, nil
 		case codes.NotFound, codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated, codes.FailedPrecondition,
 			codes.ResourceExhausted, codes.Unimplemented, codes.OutOfRange, codes.DataLoss:
-			return nil, fmt.Errorf("get the job's payload: %s", status.Convert(err).Message())
+			return supervisor.Fetched{}, fmt.Errorf("get the job's payload: %s", status.Convert(err).Message())
 		default:
 		}
 		select {
 		case <-time.After(backoff.Next()):
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return supervisor.Fetched{}, ctx.Err()
 		}
 	}
 }

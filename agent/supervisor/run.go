@@ -34,6 +34,7 @@ type work struct {
 	intent       Intent                    // with what Launch added
 	supported    []runnerapi.FailureReason // by the job's GitLab, as far as is known
 	prefixLength int64
+	settings     Settings
 }
 
 // run is a job's goroutine: body brings the job to its result, the rest clears up.
@@ -121,10 +122,12 @@ func remove(dir string) error {
 
 // fresh brings a job from the accepted offer to its result.
 func (w *work) fresh() {
-	payload, fetchErr := w.fetch()
+	fetched, fetchErr := w.fetch()
 	if !w.awaitLaunch() {
 		return
 	}
+	payload := fetched.Payload
+	w.settings = fetched.Settings
 	o := w.current()
 	w.intent = w.Intent
 	w.intent.ConcurrentID, w.intent.ConcurrentProjectID = o.concurrentID, o.concurrentProjectID
@@ -163,13 +166,13 @@ func (w *work) fresh() {
 
 // fetch gets the payload, if possible before the job is launched. Until then a refusal is not final: the request may have
 // overtaken the acceptance.
-func (w *work) fetch() ([]byte, error) {
+func (w *work) fetch() (Fetched, error) {
 	backoff := uplink.Backoff{First: 20 * time.Millisecond, Most: 5 * time.Second}
 	for {
 		launched := w.current().launched
-		payload, err := w.config.Fetch(w.preparing, w.Intent.Ref())
+		fetched, err := w.config.Fetch(w.preparing, w.Intent.Ref())
 		if err == nil || launched || w.preparing.Err() != nil {
-			return payload, err
+			return fetched, err
 		}
 		select {
 		case <-w.news:
@@ -256,18 +259,13 @@ func (j *Job) spec(job *runnerapi.Job) executors.Spec {
 	}
 }
 
-// prepare has the executor make the environment, within the job's own time limit.
+// prepare has the executor make the environment, within the time limit of the runner and the job.
 func (w *work) prepare(p *prefix, job *runnerapi.Job) error {
 	x := w.config.Executors[w.Intent.Executor]
 	if x == nil {
 		return fmt.Errorf("this agent has no executor %q", w.Intent.Executor)
 	}
-	timeout := time.Duration(job.RunnerInfo.Timeout) * time.Second
-	if timeout <= 0 {
-		timeout = defaultTimeout
-	}
-	ctx, cancel := context.WithTimeoutCause(w.preparing, timeout,
-		&executors.Error{Reason: runnerapi.ReasonExecutionTimeout, Err: fmt.Errorf("execution took longer than %s", timeout)})
+	ctx, cancel := w.settings.prepareLimit(w.preparing, job)
 	defer cancel()
 	env, err := x.Prepare(ctx, w.spec(job), p)
 	if err != nil {
@@ -299,6 +297,7 @@ func (w *work) writeSpec(p *prefix, payload []byte) error {
 		},
 		ConcurrentID: i.ConcurrentID, ConcurrentProjectID: i.ConcurrentProjectID,
 	}
+	w.settings.complete(&spec)
 	w.env.Job().Complete(&spec)
 	if lease := w.current().lease; !lease.IsZero() {
 		spec.Lease = max(time.Until(lease), time.Millisecond)

@@ -19,6 +19,7 @@ import (
 	"github.com/switchyard-ci/switchyard/agent/tracestream"
 	"github.com/switchyard-ci/switchyard/executors"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
+	"github.com/switchyard-ci/switchyard/job/folder"
 )
 
 // Config is what all jobs of an agent share.
@@ -30,9 +31,12 @@ type Config struct {
 	// JobBinary is the path of switchyard-job.
 	JobBinary string
 	Executors map[string]executors.Executor
-	// Fetch gets a payload. It repeats what a broken connection may explain, and returns when ctx ends or the control
-	// plane refuses.
-	Fetch func(ctx context.Context, ref ledger.Ref) ([]byte, error)
+	// Fetch gets a payload and its runner's settings. It repeats what a broken connection may explain, and returns when
+	// ctx ends or the control plane refuses.
+	Fetch func(ctx context.Context, ref ledger.Ref) (Fetched, error)
+	// Sign asks the control plane for the URL of a cache archive, for a job that runs. It returns soon whatever happens:
+	// without a URL the answer's Error says why, in words for the job's trace. The answer has the request's ID.
+	Sign func(ctx context.Context, ref ledger.Ref, r folder.CacheRequest) folder.CacheAnswer
 	// Traces sends them.
 	Traces *tracestream.Sender
 	// Events takes what happens. It must take it: jobs wait.
