@@ -27,17 +27,27 @@ const (
 	Git    Component = "git"
 	GitLFS Component = "git-lfs"
 	Bash   Component = "bash"
+	// Docker is a Docker Engine that answers, not the client program; Busybox the static one that images are made of.
+	Docker  Component = "docker"
+	Busybox Component = "busybox"
+	Zip     Component = "zip"
+	Unzip   Component = "unzip"
+	Zstd    Component = "zstd"
 	// GCC is asked for by no test; the race detector needs it, and CI can require it.
 	GCC Component = "gcc"
 )
 
 // Components returns all of them.
-func Components() []Component { return []Component{Git, GitLFS, Bash, GCC} }
+func Components() []Component {
+	return []Component{Git, GitLFS, Bash, Docker, Busybox, Zip, Unzip, Zstd, GCC}
+}
 
 // Check returns nil when the component can be used, else why it cannot and how to get it.
 func (c Component) Check() error {
 	switch c {
-	case Git, GitLFS, Bash, GCC:
+	case Docker:
+		return checkDocker()
+	case Git, GitLFS, Bash, Busybox, Zip, Unzip, Zstd, GCC:
 		if _, err := exec.LookPath(string(c)); err != nil {
 			return fmt.Errorf("%s is not installed (%w); `make testbed` installs it on Debian as root", c, err)
 		}

@@ -2,6 +2,9 @@ package testbed
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
 	"runtime"
 	"testing"
 
@@ -20,7 +23,7 @@ func TestCheckRequired(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	err := CheckRequired()
 	require.ErrorContains(t, err, "git is not installed")
-	require.ErrorContains(t, err, `no component "dokcer"; known are [git git-lfs bash gcc]`)
+	require.ErrorContains(t, err, `no component "dokcer"; known are [git git-lfs bash docker busybox zip unzip zstd gcc]`)
 }
 
 // outcome runs Need against a test that only takes notes.
@@ -79,4 +82,24 @@ func TestNeed(t *testing.T) {
 	skipped, failed = outcome(Bash)
 	require.Contains(t, skipped, "needs bash")
 	require.Empty(t, failed)
+}
+
+func TestOnlyAnEngineThatAnswersIsDocker(t *testing.T) {
+	answer := func(header string) string {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/_ping" && header != "" {
+				w.Header().Set(header, "1.41")
+			}
+		}))
+		t.Cleanup(server.Close)
+		return "tcp://" + server.Listener.Addr().String()
+	}
+	t.Setenv(dockerHost, answer("Api-Version"))
+	require.NoError(t, Docker.Check())
+	t.Setenv(dockerHost, answer(""))
+	require.ErrorContains(t, Docker.Check(), "is not an engine's answer")
+	t.Setenv(dockerHost, "unix://"+filepath.Join(t.TempDir(), "none.sock"))
+	require.ErrorContains(t, Docker.Check(), "no such file or directory); `make testbed` starts one")
+	t.Setenv(dockerHost, "ssh://host")
+	require.ErrorContains(t, Docker.Check(), "the tests talk to unix:///PATH or tcp://HOST:PORT")
 }
