@@ -255,6 +255,59 @@ func (TraceOutcome) EnumDescriptor() ([]byte, []int) {
 	return file_switchyard_fleet_v1_fleet_proto_rawDescGZIP(), []int{3}
 }
 
+// CacheOperation is the HTTP method that a URL is signed for.
+type CacheOperation int32
+
+const (
+	CacheOperation_CACHE_OPERATION_UNSPECIFIED CacheOperation = 0
+	CacheOperation_CACHE_OPERATION_HEAD        CacheOperation = 1
+	CacheOperation_CACHE_OPERATION_GET         CacheOperation = 2
+	CacheOperation_CACHE_OPERATION_PUT         CacheOperation = 3
+)
+
+// Enum value maps for CacheOperation.
+var (
+	CacheOperation_name = map[int32]string{
+		0: "CACHE_OPERATION_UNSPECIFIED",
+		1: "CACHE_OPERATION_HEAD",
+		2: "CACHE_OPERATION_GET",
+		3: "CACHE_OPERATION_PUT",
+	}
+	CacheOperation_value = map[string]int32{
+		"CACHE_OPERATION_UNSPECIFIED": 0,
+		"CACHE_OPERATION_HEAD":        1,
+		"CACHE_OPERATION_GET":         2,
+		"CACHE_OPERATION_PUT":         3,
+	}
+)
+
+func (x CacheOperation) Enum() *CacheOperation {
+	p := new(CacheOperation)
+	*p = x
+	return p
+}
+
+func (x CacheOperation) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CacheOperation) Descriptor() protoreflect.EnumDescriptor {
+	return file_switchyard_fleet_v1_fleet_proto_enumTypes[4].Descriptor()
+}
+
+func (CacheOperation) Type() protoreflect.EnumType {
+	return &file_switchyard_fleet_v1_fleet_proto_enumTypes[4]
+}
+
+func (x CacheOperation) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CacheOperation.Descriptor instead.
+func (CacheOperation) EnumDescriptor() ([]byte, []int) {
+	return file_switchyard_fleet_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
 // JobRef names one attempt to hand a job out. The epoch grows with each offer; a stale one never executes.
 type JobRef struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2310,7 +2363,10 @@ type GetJobResponse struct {
 	// The body of GitLab's 201, byte for byte; at most 32 MiB.
 	Payload []byte `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
 	// Sent at, for the age of the claim.
-	ClaimedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=claimed_at,json=claimedAt,proto3" json:"claimed_at,omitempty"`
+	ClaimedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=claimed_at,json=claimedAt,proto3" json:"claimed_at,omitempty"`
+	// What the runner's administrator has configured for its jobs. A control plane of before there were settings sends none;
+	// the agent then takes the default of each.
+	Settings      *JobSettings `protobuf:"bytes,3,opt,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2355,6 +2411,388 @@ func (x *GetJobResponse) GetPayload() []byte {
 func (x *GetJobResponse) GetClaimedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ClaimedAt
+	}
+	return nil
+}
+
+func (x *GetJobResponse) GetSettings() *JobSettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+// JobSettings are those of the runner that claimed a job, with gitlab-runner's names and, for what is not set, its
+// defaults.
+type JobSettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// GitLab's address as the runner is configured with it: artifacts go there, whatever the payload says of itself.
+	ServerUrl string `protobuf:"bytes,1,opt,name=server_url,json=serverUrl,proto3" json:"server_url,omitempty"`
+	// PEM of the CA that GitLab's certificate is checked against; empty if it is a public one.
+	ServerCa string `protobuf:"bytes,2,opt,name=server_ca,json=serverCa,proto3" json:"server_ca,omitempty"`
+	// Added to the job's variables. GitLab's own win over them.
+	Environment []*Variable `protobuf:"bytes,3,rep,name=environment,proto3" json:"environment,omitempty"`
+	// Limits the preparation of the environment. Unset, or longer than the job's timeout: that is the limit.
+	PrepareTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=prepare_timeout,json=prepareTimeout,proto3" json:"prepare_timeout,omitempty"`
+	// Limits get_sources, all attempts together, as above.
+	GetSourcesTimeout *durationpb.Duration `protobuf:"bytes,5,opt,name=get_sources_timeout,json=getSourcesTimeout,proto3" json:"get_sources_timeout,omitempty"`
+	// Scripts of the runner, run in the job's shell around the sources and around the job's own script. One that fails fails
+	// the job.
+	PreGetSourcesScript  string `protobuf:"bytes,6,opt,name=pre_get_sources_script,json=preGetSourcesScript,proto3" json:"pre_get_sources_script,omitempty"`
+	PostGetSourcesScript string `protobuf:"bytes,7,opt,name=post_get_sources_script,json=postGetSourcesScript,proto3" json:"post_get_sources_script,omitempty"`
+	PreBuildScript       string `protobuf:"bytes,8,opt,name=pre_build_script,json=preBuildScript,proto3" json:"pre_build_script,omitempty"`
+	PostBuildScript      string `protobuf:"bytes,9,opt,name=post_build_script,json=postBuildScript,proto3" json:"post_build_script,omitempty"`
+	// Takes the place of scheme and host in the address that sources are cloned from.
+	CloneUrl string `protobuf:"bytes,10,opt,name=clone_url,json=cloneUrl,proto3" json:"clone_url,omitempty"`
+	// Takes CI_DEBUG_TRACE and CI_DEBUG_SERVICES from jobs.
+	DebugTraceDisabled bool `protobuf:"varint,11,opt,name=debug_trace_disabled,json=debugTraceDisabled,proto3" json:"debug_trace_disabled,omitempty"`
+	// FF_ variables by name; they win over the job's.
+	FeatureFlags map[string]bool `protobuf:"bytes,12,rep,name=feature_flags,json=featureFlags,proto3" json:"feature_flags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Limit one upload of artifacts, and the wait for the answer once all is sent. Unset: one hour, ten minutes.
+	ArtifactUploadTimeout         *durationpb.Duration `protobuf:"bytes,13,opt,name=artifact_upload_timeout,json=artifactUploadTimeout,proto3" json:"artifact_upload_timeout,omitempty"`
+	ArtifactResponseHeaderTimeout *durationpb.Duration `protobuf:"bytes,14,opt,name=artifact_response_header_timeout,json=artifactResponseHeaderTimeout,proto3" json:"artifact_response_header_timeout,omitempty"`
+	// Caches are in an object store, see SignCache; otherwise they stay where the job runs.
+	RemoteCache bool `protobuf:"varint,15,opt,name=remote_cache,json=remoteCache,proto3" json:"remote_cache,omitempty"`
+	// Bytes of a cache archive above which it is not uploaded; 0 is no limit.
+	MaxUploadedArchiveSize int64 `protobuf:"varint,16,opt,name=max_uploaded_archive_size,json=maxUploadedArchiveSize,proto3" json:"max_uploaded_archive_size,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *JobSettings) Reset() {
+	*x = JobSettings{}
+	mi := &file_switchyard_fleet_v1_fleet_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobSettings) ProtoMessage() {}
+
+func (x *JobSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_fleet_v1_fleet_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobSettings.ProtoReflect.Descriptor instead.
+func (*JobSettings) Descriptor() ([]byte, []int) {
+	return file_switchyard_fleet_v1_fleet_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *JobSettings) GetServerUrl() string {
+	if x != nil {
+		return x.ServerUrl
+	}
+	return ""
+}
+
+func (x *JobSettings) GetServerCa() string {
+	if x != nil {
+		return x.ServerCa
+	}
+	return ""
+}
+
+func (x *JobSettings) GetEnvironment() []*Variable {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *JobSettings) GetPrepareTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.PrepareTimeout
+	}
+	return nil
+}
+
+func (x *JobSettings) GetGetSourcesTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.GetSourcesTimeout
+	}
+	return nil
+}
+
+func (x *JobSettings) GetPreGetSourcesScript() string {
+	if x != nil {
+		return x.PreGetSourcesScript
+	}
+	return ""
+}
+
+func (x *JobSettings) GetPostGetSourcesScript() string {
+	if x != nil {
+		return x.PostGetSourcesScript
+	}
+	return ""
+}
+
+func (x *JobSettings) GetPreBuildScript() string {
+	if x != nil {
+		return x.PreBuildScript
+	}
+	return ""
+}
+
+func (x *JobSettings) GetPostBuildScript() string {
+	if x != nil {
+		return x.PostBuildScript
+	}
+	return ""
+}
+
+func (x *JobSettings) GetCloneUrl() string {
+	if x != nil {
+		return x.CloneUrl
+	}
+	return ""
+}
+
+func (x *JobSettings) GetDebugTraceDisabled() bool {
+	if x != nil {
+		return x.DebugTraceDisabled
+	}
+	return false
+}
+
+func (x *JobSettings) GetFeatureFlags() map[string]bool {
+	if x != nil {
+		return x.FeatureFlags
+	}
+	return nil
+}
+
+func (x *JobSettings) GetArtifactUploadTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.ArtifactUploadTimeout
+	}
+	return nil
+}
+
+func (x *JobSettings) GetArtifactResponseHeaderTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.ArtifactResponseHeaderTimeout
+	}
+	return nil
+}
+
+func (x *JobSettings) GetRemoteCache() bool {
+	if x != nil {
+		return x.RemoteCache
+	}
+	return false
+}
+
+func (x *JobSettings) GetMaxUploadedArchiveSize() int64 {
+	if x != nil {
+		return x.MaxUploadedArchiveSize
+	}
+	return 0
+}
+
+// Variable is one of a job's, in GitLab's words.
+type Variable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// The variable is the path of a file with this value.
+	File bool `protobuf:"varint,3,opt,name=file,proto3" json:"file,omitempty"`
+	// The value is taken out of the trace.
+	Masked bool `protobuf:"varint,4,opt,name=masked,proto3" json:"masked,omitempty"`
+	// References to other variables in the value are left alone.
+	Raw           bool `protobuf:"varint,5,opt,name=raw,proto3" json:"raw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Variable) Reset() {
+	*x = Variable{}
+	mi := &file_switchyard_fleet_v1_fleet_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Variable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Variable) ProtoMessage() {}
+
+func (x *Variable) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_fleet_v1_fleet_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Variable.ProtoReflect.Descriptor instead.
+func (*Variable) Descriptor() ([]byte, []int) {
+	return file_switchyard_fleet_v1_fleet_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Variable) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Variable) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Variable) GetFile() bool {
+	if x != nil {
+		return x.File
+	}
+	return false
+}
+
+func (x *Variable) GetMasked() bool {
+	if x != nil {
+		return x.Masked
+	}
+	return false
+}
+
+func (x *Variable) GetRaw() bool {
+	if x != nil {
+		return x.Raw
+	}
+	return false
+}
+
+type SignCacheRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Ref       *JobRef                `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Operation CacheOperation         `protobuf:"varint,2,opt,name=operation,proto3,enum=switchyard.fleet.v1.CacheOperation" json:"operation,omitempty"`
+	// The cache's key, without any prefix; its protection suffix is part of it. UTF-8 without control characters, no path
+	// segment "..".
+	Key           string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignCacheRequest) Reset() {
+	*x = SignCacheRequest{}
+	mi := &file_switchyard_fleet_v1_fleet_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignCacheRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignCacheRequest) ProtoMessage() {}
+
+func (x *SignCacheRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_fleet_v1_fleet_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignCacheRequest.ProtoReflect.Descriptor instead.
+func (*SignCacheRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_fleet_v1_fleet_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SignCacheRequest) GetRef() *JobRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *SignCacheRequest) GetOperation() CacheOperation {
+	if x != nil {
+		return x.Operation
+	}
+	return CacheOperation_CACHE_OPERATION_UNSPECIFIED
+}
+
+func (x *SignCacheRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type SignCacheResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It is a secret for as long as it is good, and must not get into a trace.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// To be sent with the request exactly like this: they are part of the signature.
+	Headers       map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignCacheResponse) Reset() {
+	*x = SignCacheResponse{}
+	mi := &file_switchyard_fleet_v1_fleet_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignCacheResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignCacheResponse) ProtoMessage() {}
+
+func (x *SignCacheResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_fleet_v1_fleet_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignCacheResponse.ProtoReflect.Descriptor instead.
+func (*SignCacheResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_fleet_v1_fleet_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SignCacheResponse) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *SignCacheResponse) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
 	}
 	return nil
 }
@@ -2529,11 +2967,51 @@ const file_switchyard_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05limit\x18\x04 \x01(\x03R\x05limit\x12;\n" +
 	"\aoutcome\x18\x05 \x01(\x0e2!.switchyard.fleet.v1.TraceOutcomeR\aoutcome\"F\n" +
 	"\rGetJobRequest\x125\n" +
-	"\x03ref\x18\x01 \x01(\v2\x1b.switchyard.fleet.v1.JobRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\"e\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1b.switchyard.fleet.v1.JobRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\"\xa3\x01\n" +
 	"\x0eGetJobResponse\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x129\n" +
 	"\n" +
-	"claimed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tclaimedAt*\xb2\x01\n" +
+	"claimed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tclaimedAt\x12<\n" +
+	"\bsettings\x18\x03 \x01(\v2 .switchyard.fleet.v1.JobSettingsR\bsettings\"\xd9\a\n" +
+	"\vJobSettings\x12\x1d\n" +
+	"\n" +
+	"server_url\x18\x01 \x01(\tR\tserverUrl\x12\x1b\n" +
+	"\tserver_ca\x18\x02 \x01(\tR\bserverCa\x12?\n" +
+	"\venvironment\x18\x03 \x03(\v2\x1d.switchyard.fleet.v1.VariableR\venvironment\x12B\n" +
+	"\x0fprepare_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0eprepareTimeout\x12I\n" +
+	"\x13get_sources_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11getSourcesTimeout\x123\n" +
+	"\x16pre_get_sources_script\x18\x06 \x01(\tR\x13preGetSourcesScript\x125\n" +
+	"\x17post_get_sources_script\x18\a \x01(\tR\x14postGetSourcesScript\x12(\n" +
+	"\x10pre_build_script\x18\b \x01(\tR\x0epreBuildScript\x12*\n" +
+	"\x11post_build_script\x18\t \x01(\tR\x0fpostBuildScript\x12\x1b\n" +
+	"\tclone_url\x18\n" +
+	" \x01(\tR\bcloneUrl\x120\n" +
+	"\x14debug_trace_disabled\x18\v \x01(\bR\x12debugTraceDisabled\x12W\n" +
+	"\rfeature_flags\x18\f \x03(\v22.switchyard.fleet.v1.JobSettings.FeatureFlagsEntryR\ffeatureFlags\x12Q\n" +
+	"\x17artifact_upload_timeout\x18\r \x01(\v2\x19.google.protobuf.DurationR\x15artifactUploadTimeout\x12b\n" +
+	" artifact_response_header_timeout\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x1dartifactResponseHeaderTimeout\x12!\n" +
+	"\fremote_cache\x18\x0f \x01(\bR\vremoteCache\x129\n" +
+	"\x19max_uploaded_archive_size\x18\x10 \x01(\x03R\x16maxUploadedArchiveSize\x1a?\n" +
+	"\x11FeatureFlagsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\bR\x05value:\x028\x01\"p\n" +
+	"\bVariable\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x12\n" +
+	"\x04file\x18\x03 \x01(\bR\x04file\x12\x16\n" +
+	"\x06masked\x18\x04 \x01(\bR\x06masked\x12\x10\n" +
+	"\x03raw\x18\x05 \x01(\bR\x03raw\"\xb8\x01\n" +
+	"\x10SignCacheRequest\x125\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1b.switchyard.fleet.v1.JobRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x12O\n" +
+	"\toperation\x18\x02 \x01(\x0e2#.switchyard.fleet.v1.CacheOperationB\f\xbaH\t\x82\x01\x06\x18\x01\x18\x02\x18\x03R\toperation\x12\x1c\n" +
+	"\x03key\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\bR\x03key\"\xb0\x01\n" +
+	"\x11SignCacheResponse\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12M\n" +
+	"\aheaders\x18\x02 \x03(\v23.switchyard.fleet.v1.SignCacheResponse.HeadersEntryR\aheaders\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xb2\x01\n" +
 	"\bJobState\x12\x19\n" +
 	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11JOB_STATE_CLAIMED\x10\x01\x12\x15\n" +
@@ -2556,11 +3034,17 @@ const file_switchyard_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x19TRACE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16TRACE_OUTCOME_CONTINUE\x10\x01\x12\x18\n" +
 	"\x14TRACE_OUTCOME_RESEND\x10\x02\x12\x16\n" +
-	"\x12TRACE_OUTCOME_STOP\x10\x032\x8f\x02\n" +
+	"\x12TRACE_OUTCOME_STOP\x10\x03*}\n" +
+	"\x0eCacheOperation\x12\x1f\n" +
+	"\x1bCACHE_OPERATION_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14CACHE_OPERATION_HEAD\x10\x01\x12\x17\n" +
+	"\x13CACHE_OPERATION_GET\x10\x02\x12\x17\n" +
+	"\x13CACHE_OPERATION_PUT\x10\x032\xeb\x02\n" +
 	"\fFleetService\x12X\n" +
 	"\aSession\x12#.switchyard.fleet.v1.SessionRequest\x1a$.switchyard.fleet.v1.SessionResponse(\x010\x01\x12R\n" +
 	"\x05Trace\x12!.switchyard.fleet.v1.TraceRequest\x1a\".switchyard.fleet.v1.TraceResponse(\x010\x01\x12Q\n" +
-	"\x06GetJob\x12\".switchyard.fleet.v1.GetJobRequest\x1a#.switchyard.fleet.v1.GetJobResponseB\xd8\x01\n" +
+	"\x06GetJob\x12\".switchyard.fleet.v1.GetJobRequest\x1a#.switchyard.fleet.v1.GetJobResponse\x12Z\n" +
+	"\tSignCache\x12%.switchyard.fleet.v1.SignCacheRequest\x1a&.switchyard.fleet.v1.SignCacheResponseB\xd8\x01\n" +
 	"\x17com.switchyard.fleet.v1B\n" +
 	"FleetProtoP\x01ZCgithub.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1;fleetv1\xa2\x02\x03SFX\xaa\x02\x13Switchyard.Fleet.V1\xca\x02\x13Switchyard\\Fleet\\V1\xe2\x02\x1fSwitchyard\\Fleet\\V1\\GPBMetadata\xea\x02\x15Switchyard::Fleet::V1b\x06proto3"
 
@@ -2576,109 +3060,128 @@ func file_switchyard_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_switchyard_fleet_v1_fleet_proto_rawDescData
 }
 
-var file_switchyard_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_switchyard_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_switchyard_fleet_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_switchyard_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_switchyard_fleet_v1_fleet_proto_goTypes = []any{
 	(JobState)(0),                 // 0: switchyard.fleet.v1.JobState
 	(Verdict)(0),                  // 1: switchyard.fleet.v1.Verdict
 	(CancelMode)(0),               // 2: switchyard.fleet.v1.CancelMode
 	(TraceOutcome)(0),             // 3: switchyard.fleet.v1.TraceOutcome
-	(*JobRef)(nil),                // 4: switchyard.fleet.v1.JobRef
-	(*SessionRequest)(nil),        // 5: switchyard.fleet.v1.SessionRequest
-	(*SessionResponse)(nil),       // 6: switchyard.fleet.v1.SessionResponse
-	(*Hello)(nil),                 // 7: switchyard.fleet.v1.Hello
-	(*Executor)(nil),              // 8: switchyard.fleet.v1.Executor
-	(*HeldJob)(nil),               // 9: switchyard.fleet.v1.HeldJob
-	(*Welcome)(nil),               // 10: switchyard.fleet.v1.Welcome
-	(*JobVerdict)(nil),            // 11: switchyard.fleet.v1.JobVerdict
-	(*Ping)(nil),                  // 12: switchyard.fleet.v1.Ping
-	(*Pong)(nil),                  // 13: switchyard.fleet.v1.Pong
-	(*Offer)(nil),                 // 14: switchyard.fleet.v1.Offer
-	(*Envelope)(nil),              // 15: switchyard.fleet.v1.Envelope
-	(*RunnerFacts)(nil),           // 16: switchyard.fleet.v1.RunnerFacts
-	(*OfferReply)(nil),            // 17: switchyard.fleet.v1.OfferReply
-	(*Withdraw)(nil),              // 18: switchyard.fleet.v1.Withdraw
-	(*Start)(nil),                 // 19: switchyard.fleet.v1.Start
-	(*Cancel)(nil),                // 20: switchyard.fleet.v1.Cancel
-	(*JobReport)(nil),             // 21: switchyard.fleet.v1.JobReport
-	(*Result)(nil),                // 22: switchyard.fleet.v1.Result
-	(*ReportAck)(nil),             // 23: switchyard.fleet.v1.ReportAck
-	(*Forget)(nil),                // 24: switchyard.fleet.v1.Forget
-	(*Drain)(nil),                 // 25: switchyard.fleet.v1.Drain
-	(*ComeBack)(nil),              // 26: switchyard.fleet.v1.ComeBack
-	(*AgentStatus)(nil),           // 27: switchyard.fleet.v1.AgentStatus
-	(*TraceRequest)(nil),          // 28: switchyard.fleet.v1.TraceRequest
-	(*TraceResponse)(nil),         // 29: switchyard.fleet.v1.TraceResponse
-	(*GetJobRequest)(nil),         // 30: switchyard.fleet.v1.GetJobRequest
-	(*GetJobResponse)(nil),        // 31: switchyard.fleet.v1.GetJobResponse
-	nil,                           // 32: switchyard.fleet.v1.Hello.LabelsEntry
-	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(CacheOperation)(0),           // 4: switchyard.fleet.v1.CacheOperation
+	(*JobRef)(nil),                // 5: switchyard.fleet.v1.JobRef
+	(*SessionRequest)(nil),        // 6: switchyard.fleet.v1.SessionRequest
+	(*SessionResponse)(nil),       // 7: switchyard.fleet.v1.SessionResponse
+	(*Hello)(nil),                 // 8: switchyard.fleet.v1.Hello
+	(*Executor)(nil),              // 9: switchyard.fleet.v1.Executor
+	(*HeldJob)(nil),               // 10: switchyard.fleet.v1.HeldJob
+	(*Welcome)(nil),               // 11: switchyard.fleet.v1.Welcome
+	(*JobVerdict)(nil),            // 12: switchyard.fleet.v1.JobVerdict
+	(*Ping)(nil),                  // 13: switchyard.fleet.v1.Ping
+	(*Pong)(nil),                  // 14: switchyard.fleet.v1.Pong
+	(*Offer)(nil),                 // 15: switchyard.fleet.v1.Offer
+	(*Envelope)(nil),              // 16: switchyard.fleet.v1.Envelope
+	(*RunnerFacts)(nil),           // 17: switchyard.fleet.v1.RunnerFacts
+	(*OfferReply)(nil),            // 18: switchyard.fleet.v1.OfferReply
+	(*Withdraw)(nil),              // 19: switchyard.fleet.v1.Withdraw
+	(*Start)(nil),                 // 20: switchyard.fleet.v1.Start
+	(*Cancel)(nil),                // 21: switchyard.fleet.v1.Cancel
+	(*JobReport)(nil),             // 22: switchyard.fleet.v1.JobReport
+	(*Result)(nil),                // 23: switchyard.fleet.v1.Result
+	(*ReportAck)(nil),             // 24: switchyard.fleet.v1.ReportAck
+	(*Forget)(nil),                // 25: switchyard.fleet.v1.Forget
+	(*Drain)(nil),                 // 26: switchyard.fleet.v1.Drain
+	(*ComeBack)(nil),              // 27: switchyard.fleet.v1.ComeBack
+	(*AgentStatus)(nil),           // 28: switchyard.fleet.v1.AgentStatus
+	(*TraceRequest)(nil),          // 29: switchyard.fleet.v1.TraceRequest
+	(*TraceResponse)(nil),         // 30: switchyard.fleet.v1.TraceResponse
+	(*GetJobRequest)(nil),         // 31: switchyard.fleet.v1.GetJobRequest
+	(*GetJobResponse)(nil),        // 32: switchyard.fleet.v1.GetJobResponse
+	(*JobSettings)(nil),           // 33: switchyard.fleet.v1.JobSettings
+	(*Variable)(nil),              // 34: switchyard.fleet.v1.Variable
+	(*SignCacheRequest)(nil),      // 35: switchyard.fleet.v1.SignCacheRequest
+	(*SignCacheResponse)(nil),     // 36: switchyard.fleet.v1.SignCacheResponse
+	nil,                           // 37: switchyard.fleet.v1.Hello.LabelsEntry
+	nil,                           // 38: switchyard.fleet.v1.JobSettings.FeatureFlagsEntry
+	nil,                           // 39: switchyard.fleet.v1.SignCacheResponse.HeadersEntry
+	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
 }
 var file_switchyard_fleet_v1_fleet_proto_depIdxs = []int32{
-	7,  // 0: switchyard.fleet.v1.SessionRequest.hello:type_name -> switchyard.fleet.v1.Hello
-	12, // 1: switchyard.fleet.v1.SessionRequest.ping:type_name -> switchyard.fleet.v1.Ping
-	13, // 2: switchyard.fleet.v1.SessionRequest.pong:type_name -> switchyard.fleet.v1.Pong
-	17, // 3: switchyard.fleet.v1.SessionRequest.offer_reply:type_name -> switchyard.fleet.v1.OfferReply
-	21, // 4: switchyard.fleet.v1.SessionRequest.job_report:type_name -> switchyard.fleet.v1.JobReport
-	27, // 5: switchyard.fleet.v1.SessionRequest.agent_status:type_name -> switchyard.fleet.v1.AgentStatus
-	10, // 6: switchyard.fleet.v1.SessionResponse.welcome:type_name -> switchyard.fleet.v1.Welcome
-	12, // 7: switchyard.fleet.v1.SessionResponse.ping:type_name -> switchyard.fleet.v1.Ping
-	13, // 8: switchyard.fleet.v1.SessionResponse.pong:type_name -> switchyard.fleet.v1.Pong
-	14, // 9: switchyard.fleet.v1.SessionResponse.offer:type_name -> switchyard.fleet.v1.Offer
-	18, // 10: switchyard.fleet.v1.SessionResponse.withdraw:type_name -> switchyard.fleet.v1.Withdraw
-	19, // 11: switchyard.fleet.v1.SessionResponse.start:type_name -> switchyard.fleet.v1.Start
-	20, // 12: switchyard.fleet.v1.SessionResponse.cancel:type_name -> switchyard.fleet.v1.Cancel
-	23, // 13: switchyard.fleet.v1.SessionResponse.report_ack:type_name -> switchyard.fleet.v1.ReportAck
-	24, // 14: switchyard.fleet.v1.SessionResponse.forget:type_name -> switchyard.fleet.v1.Forget
-	25, // 15: switchyard.fleet.v1.SessionResponse.drain:type_name -> switchyard.fleet.v1.Drain
-	26, // 16: switchyard.fleet.v1.SessionResponse.come_back:type_name -> switchyard.fleet.v1.ComeBack
-	32, // 17: switchyard.fleet.v1.Hello.labels:type_name -> switchyard.fleet.v1.Hello.LabelsEntry
-	8,  // 18: switchyard.fleet.v1.Hello.executors:type_name -> switchyard.fleet.v1.Executor
-	9,  // 19: switchyard.fleet.v1.Hello.jobs:type_name -> switchyard.fleet.v1.HeldJob
-	4,  // 20: switchyard.fleet.v1.HeldJob.ref:type_name -> switchyard.fleet.v1.JobRef
+	8,  // 0: switchyard.fleet.v1.SessionRequest.hello:type_name -> switchyard.fleet.v1.Hello
+	13, // 1: switchyard.fleet.v1.SessionRequest.ping:type_name -> switchyard.fleet.v1.Ping
+	14, // 2: switchyard.fleet.v1.SessionRequest.pong:type_name -> switchyard.fleet.v1.Pong
+	18, // 3: switchyard.fleet.v1.SessionRequest.offer_reply:type_name -> switchyard.fleet.v1.OfferReply
+	22, // 4: switchyard.fleet.v1.SessionRequest.job_report:type_name -> switchyard.fleet.v1.JobReport
+	28, // 5: switchyard.fleet.v1.SessionRequest.agent_status:type_name -> switchyard.fleet.v1.AgentStatus
+	11, // 6: switchyard.fleet.v1.SessionResponse.welcome:type_name -> switchyard.fleet.v1.Welcome
+	13, // 7: switchyard.fleet.v1.SessionResponse.ping:type_name -> switchyard.fleet.v1.Ping
+	14, // 8: switchyard.fleet.v1.SessionResponse.pong:type_name -> switchyard.fleet.v1.Pong
+	15, // 9: switchyard.fleet.v1.SessionResponse.offer:type_name -> switchyard.fleet.v1.Offer
+	19, // 10: switchyard.fleet.v1.SessionResponse.withdraw:type_name -> switchyard.fleet.v1.Withdraw
+	20, // 11: switchyard.fleet.v1.SessionResponse.start:type_name -> switchyard.fleet.v1.Start
+	21, // 12: switchyard.fleet.v1.SessionResponse.cancel:type_name -> switchyard.fleet.v1.Cancel
+	24, // 13: switchyard.fleet.v1.SessionResponse.report_ack:type_name -> switchyard.fleet.v1.ReportAck
+	25, // 14: switchyard.fleet.v1.SessionResponse.forget:type_name -> switchyard.fleet.v1.Forget
+	26, // 15: switchyard.fleet.v1.SessionResponse.drain:type_name -> switchyard.fleet.v1.Drain
+	27, // 16: switchyard.fleet.v1.SessionResponse.come_back:type_name -> switchyard.fleet.v1.ComeBack
+	37, // 17: switchyard.fleet.v1.Hello.labels:type_name -> switchyard.fleet.v1.Hello.LabelsEntry
+	9,  // 18: switchyard.fleet.v1.Hello.executors:type_name -> switchyard.fleet.v1.Executor
+	10, // 19: switchyard.fleet.v1.Hello.jobs:type_name -> switchyard.fleet.v1.HeldJob
+	5,  // 20: switchyard.fleet.v1.HeldJob.ref:type_name -> switchyard.fleet.v1.JobRef
 	0,  // 21: switchyard.fleet.v1.HeldJob.state:type_name -> switchyard.fleet.v1.JobState
-	22, // 22: switchyard.fleet.v1.HeldJob.result:type_name -> switchyard.fleet.v1.Result
-	33, // 23: switchyard.fleet.v1.Welcome.ping_period:type_name -> google.protobuf.Duration
-	33, // 24: switchyard.fleet.v1.Welcome.stop_after:type_name -> google.protobuf.Duration
-	11, // 25: switchyard.fleet.v1.Welcome.jobs:type_name -> switchyard.fleet.v1.JobVerdict
-	4,  // 26: switchyard.fleet.v1.JobVerdict.ref:type_name -> switchyard.fleet.v1.JobRef
+	23, // 22: switchyard.fleet.v1.HeldJob.result:type_name -> switchyard.fleet.v1.Result
+	40, // 23: switchyard.fleet.v1.Welcome.ping_period:type_name -> google.protobuf.Duration
+	40, // 24: switchyard.fleet.v1.Welcome.stop_after:type_name -> google.protobuf.Duration
+	12, // 25: switchyard.fleet.v1.Welcome.jobs:type_name -> switchyard.fleet.v1.JobVerdict
+	5,  // 26: switchyard.fleet.v1.JobVerdict.ref:type_name -> switchyard.fleet.v1.JobRef
 	1,  // 27: switchyard.fleet.v1.JobVerdict.verdict:type_name -> switchyard.fleet.v1.Verdict
-	20, // 28: switchyard.fleet.v1.JobVerdict.cancel:type_name -> switchyard.fleet.v1.Cancel
-	4,  // 29: switchyard.fleet.v1.Offer.ref:type_name -> switchyard.fleet.v1.JobRef
-	15, // 30: switchyard.fleet.v1.Offer.envelope:type_name -> switchyard.fleet.v1.Envelope
-	16, // 31: switchyard.fleet.v1.Offer.runner:type_name -> switchyard.fleet.v1.RunnerFacts
-	33, // 32: switchyard.fleet.v1.Envelope.timeout:type_name -> google.protobuf.Duration
-	4,  // 33: switchyard.fleet.v1.OfferReply.ref:type_name -> switchyard.fleet.v1.JobRef
-	4,  // 34: switchyard.fleet.v1.Withdraw.ref:type_name -> switchyard.fleet.v1.JobRef
-	4,  // 35: switchyard.fleet.v1.Start.ref:type_name -> switchyard.fleet.v1.JobRef
-	4,  // 36: switchyard.fleet.v1.Cancel.ref:type_name -> switchyard.fleet.v1.JobRef
+	21, // 28: switchyard.fleet.v1.JobVerdict.cancel:type_name -> switchyard.fleet.v1.Cancel
+	5,  // 29: switchyard.fleet.v1.Offer.ref:type_name -> switchyard.fleet.v1.JobRef
+	16, // 30: switchyard.fleet.v1.Offer.envelope:type_name -> switchyard.fleet.v1.Envelope
+	17, // 31: switchyard.fleet.v1.Offer.runner:type_name -> switchyard.fleet.v1.RunnerFacts
+	40, // 32: switchyard.fleet.v1.Envelope.timeout:type_name -> google.protobuf.Duration
+	5,  // 33: switchyard.fleet.v1.OfferReply.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 34: switchyard.fleet.v1.Withdraw.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 35: switchyard.fleet.v1.Start.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 36: switchyard.fleet.v1.Cancel.ref:type_name -> switchyard.fleet.v1.JobRef
 	2,  // 37: switchyard.fleet.v1.Cancel.mode:type_name -> switchyard.fleet.v1.CancelMode
-	4,  // 38: switchyard.fleet.v1.JobReport.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 38: switchyard.fleet.v1.JobReport.ref:type_name -> switchyard.fleet.v1.JobRef
 	0,  // 39: switchyard.fleet.v1.JobReport.state:type_name -> switchyard.fleet.v1.JobState
-	22, // 40: switchyard.fleet.v1.JobReport.result:type_name -> switchyard.fleet.v1.Result
-	34, // 41: switchyard.fleet.v1.Result.started_at:type_name -> google.protobuf.Timestamp
-	34, // 42: switchyard.fleet.v1.Result.finished_at:type_name -> google.protobuf.Timestamp
-	4,  // 43: switchyard.fleet.v1.ReportAck.ref:type_name -> switchyard.fleet.v1.JobRef
+	23, // 40: switchyard.fleet.v1.JobReport.result:type_name -> switchyard.fleet.v1.Result
+	41, // 41: switchyard.fleet.v1.Result.started_at:type_name -> google.protobuf.Timestamp
+	41, // 42: switchyard.fleet.v1.Result.finished_at:type_name -> google.protobuf.Timestamp
+	5,  // 43: switchyard.fleet.v1.ReportAck.ref:type_name -> switchyard.fleet.v1.JobRef
 	0,  // 44: switchyard.fleet.v1.ReportAck.state:type_name -> switchyard.fleet.v1.JobState
-	4,  // 45: switchyard.fleet.v1.Forget.ref:type_name -> switchyard.fleet.v1.JobRef
-	33, // 46: switchyard.fleet.v1.ComeBack.after:type_name -> google.protobuf.Duration
-	4,  // 47: switchyard.fleet.v1.TraceRequest.ref:type_name -> switchyard.fleet.v1.JobRef
-	4,  // 48: switchyard.fleet.v1.TraceResponse.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 45: switchyard.fleet.v1.Forget.ref:type_name -> switchyard.fleet.v1.JobRef
+	40, // 46: switchyard.fleet.v1.ComeBack.after:type_name -> google.protobuf.Duration
+	5,  // 47: switchyard.fleet.v1.TraceRequest.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 48: switchyard.fleet.v1.TraceResponse.ref:type_name -> switchyard.fleet.v1.JobRef
 	3,  // 49: switchyard.fleet.v1.TraceResponse.outcome:type_name -> switchyard.fleet.v1.TraceOutcome
-	4,  // 50: switchyard.fleet.v1.GetJobRequest.ref:type_name -> switchyard.fleet.v1.JobRef
-	34, // 51: switchyard.fleet.v1.GetJobResponse.claimed_at:type_name -> google.protobuf.Timestamp
-	5,  // 52: switchyard.fleet.v1.FleetService.Session:input_type -> switchyard.fleet.v1.SessionRequest
-	28, // 53: switchyard.fleet.v1.FleetService.Trace:input_type -> switchyard.fleet.v1.TraceRequest
-	30, // 54: switchyard.fleet.v1.FleetService.GetJob:input_type -> switchyard.fleet.v1.GetJobRequest
-	6,  // 55: switchyard.fleet.v1.FleetService.Session:output_type -> switchyard.fleet.v1.SessionResponse
-	29, // 56: switchyard.fleet.v1.FleetService.Trace:output_type -> switchyard.fleet.v1.TraceResponse
-	31, // 57: switchyard.fleet.v1.FleetService.GetJob:output_type -> switchyard.fleet.v1.GetJobResponse
-	55, // [55:58] is the sub-list for method output_type
-	52, // [52:55] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	5,  // 50: switchyard.fleet.v1.GetJobRequest.ref:type_name -> switchyard.fleet.v1.JobRef
+	41, // 51: switchyard.fleet.v1.GetJobResponse.claimed_at:type_name -> google.protobuf.Timestamp
+	33, // 52: switchyard.fleet.v1.GetJobResponse.settings:type_name -> switchyard.fleet.v1.JobSettings
+	34, // 53: switchyard.fleet.v1.JobSettings.environment:type_name -> switchyard.fleet.v1.Variable
+	40, // 54: switchyard.fleet.v1.JobSettings.prepare_timeout:type_name -> google.protobuf.Duration
+	40, // 55: switchyard.fleet.v1.JobSettings.get_sources_timeout:type_name -> google.protobuf.Duration
+	38, // 56: switchyard.fleet.v1.JobSettings.feature_flags:type_name -> switchyard.fleet.v1.JobSettings.FeatureFlagsEntry
+	40, // 57: switchyard.fleet.v1.JobSettings.artifact_upload_timeout:type_name -> google.protobuf.Duration
+	40, // 58: switchyard.fleet.v1.JobSettings.artifact_response_header_timeout:type_name -> google.protobuf.Duration
+	5,  // 59: switchyard.fleet.v1.SignCacheRequest.ref:type_name -> switchyard.fleet.v1.JobRef
+	4,  // 60: switchyard.fleet.v1.SignCacheRequest.operation:type_name -> switchyard.fleet.v1.CacheOperation
+	39, // 61: switchyard.fleet.v1.SignCacheResponse.headers:type_name -> switchyard.fleet.v1.SignCacheResponse.HeadersEntry
+	6,  // 62: switchyard.fleet.v1.FleetService.Session:input_type -> switchyard.fleet.v1.SessionRequest
+	29, // 63: switchyard.fleet.v1.FleetService.Trace:input_type -> switchyard.fleet.v1.TraceRequest
+	31, // 64: switchyard.fleet.v1.FleetService.GetJob:input_type -> switchyard.fleet.v1.GetJobRequest
+	35, // 65: switchyard.fleet.v1.FleetService.SignCache:input_type -> switchyard.fleet.v1.SignCacheRequest
+	7,  // 66: switchyard.fleet.v1.FleetService.Session:output_type -> switchyard.fleet.v1.SessionResponse
+	30, // 67: switchyard.fleet.v1.FleetService.Trace:output_type -> switchyard.fleet.v1.TraceResponse
+	32, // 68: switchyard.fleet.v1.FleetService.GetJob:output_type -> switchyard.fleet.v1.GetJobResponse
+	36, // 69: switchyard.fleet.v1.FleetService.SignCache:output_type -> switchyard.fleet.v1.SignCacheResponse
+	66, // [66:70] is the sub-list for method output_type
+	62, // [62:66] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_switchyard_fleet_v1_fleet_proto_init() }
@@ -2712,8 +3215,8 @@ func file_switchyard_fleet_v1_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_switchyard_fleet_v1_fleet_proto_rawDesc), len(file_switchyard_fleet_v1_fleet_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   29,
+			NumEnums:      5,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,9 +19,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	FleetService_Session_FullMethodName = "/switchyard.fleet.v1.FleetService/Session"
-	FleetService_Trace_FullMethodName   = "/switchyard.fleet.v1.FleetService/Trace"
-	FleetService_GetJob_FullMethodName  = "/switchyard.fleet.v1.FleetService/GetJob"
+	FleetService_Session_FullMethodName   = "/switchyard.fleet.v1.FleetService/Session"
+	FleetService_Trace_FullMethodName     = "/switchyard.fleet.v1.FleetService/Trace"
+	FleetService_GetJob_FullMethodName    = "/switchyard.fleet.v1.FleetService/GetJob"
+	FleetService_SignCache_FullMethodName = "/switchyard.fleet.v1.FleetService/SignCache"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -49,6 +50,15 @@ type FleetServiceClient interface {
 	// GetJob gives an accepted job's payload to the agent that accepted it. NOT_FOUND: the epoch is stale or the payload
 	// is gone because the job was reported as started.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
+	// SignCache gives a job that this agent holds a URL by which it can reach one archive of a cache in its runner's object
+	// store. The store's keys stay with the control plane; the URL leads below the job's own project and is good for as long
+	// as the job may run, at most seven days. Nothing is asked of the store: a URL says nothing about whether the object is
+	// there.
+	//
+	// NOT_FOUND: the agent does not hold this job in this epoch, or it is over. FAILED_PRECONDITION: its runner has no
+	// object store. INVALID_ARGUMENT: the key cannot be one. RESOURCE_EXHAUSTED: the job asks too often. UNAVAILABLE: the
+	// store's credentials cannot be had at the moment. A cache that cannot be reached never fails a job.
+	SignCache(ctx context.Context, in *SignCacheRequest, opts ...grpc.CallOption) (*SignCacheResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -95,6 +105,16 @@ func (c *fleetServiceClient) GetJob(ctx context.Context, in *GetJobRequest, opts
 	return out, nil
 }
 
+func (c *fleetServiceClient) SignCache(ctx context.Context, in *SignCacheRequest, opts ...grpc.CallOption) (*SignCacheResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignCacheResponse)
+	err := c.cc.Invoke(ctx, FleetService_SignCache_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
@@ -120,6 +140,15 @@ type FleetServiceServer interface {
 	// GetJob gives an accepted job's payload to the agent that accepted it. NOT_FOUND: the epoch is stale or the payload
 	// is gone because the job was reported as started.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
+	// SignCache gives a job that this agent holds a URL by which it can reach one archive of a cache in its runner's object
+	// store. The store's keys stay with the control plane; the URL leads below the job's own project and is good for as long
+	// as the job may run, at most seven days. Nothing is asked of the store: a URL says nothing about whether the object is
+	// there.
+	//
+	// NOT_FOUND: the agent does not hold this job in this epoch, or it is over. FAILED_PRECONDITION: its runner has no
+	// object store. INVALID_ARGUMENT: the key cannot be one. RESOURCE_EXHAUSTED: the job asks too often. UNAVAILABLE: the
+	// store's credentials cannot be had at the moment. A cache that cannot be reached never fails a job.
+	SignCache(context.Context, *SignCacheRequest) (*SignCacheResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -138,6 +167,9 @@ func (UnimplementedFleetServiceServer) Trace(grpc.BidiStreamingServer[TraceReque
 }
 func (UnimplementedFleetServiceServer) GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetJob not implemented")
+}
+func (UnimplementedFleetServiceServer) SignCache(context.Context, *SignCacheRequest) (*SignCacheResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignCache not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -192,6 +224,24 @@ func _FleetService_GetJob_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_SignCache_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignCacheRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).SignCache(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_SignCache_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).SignCache(ctx, req.(*SignCacheRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -202,6 +252,10 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetJob",
 			Handler:    _FleetService_GetJob_Handler,
+		},
+		{
+			MethodName: "SignCache",
+			Handler:    _FleetService_SignCache_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
