@@ -15,7 +15,7 @@ import (
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 )
 
-// fetch gets an accepted job's payload. What may be for a while only is tried again, without end: the job is discarded
+// fetch gets an accepted job's payload and settings. What may be for a while only is tried again, without end: the job is discarded
 // (and ctx with it) when the control plane gives up.
 func (a *Agent) fetch(ctx context.Context, ref ledger.Ref) (supervisor.Fetched, error) {
 	backoff := uplink.Backoff{First: 100 * time.Millisecond, Most: 10 * time.Second}
@@ -25,10 +25,10 @@ func (a *Agent) fetch(ctx context.Context, ref ledger.Ref) (supervisor.Fetched, 
 			return supervisor.Fetched{}, err
 		}
 		answer, err := fleetv1.NewFleetServiceClient(conn).GetJob(ctx, &fleetv1.GetJobRequest{Ref: ref.Proto()},
-			grpc.MaxCallRecvMsgSize(uplink.MaxPayload+1<<20))
+			grpc.MaxCallRecvMsgSize(uplink.MaxPayload+uplink.MaxSettings))
 		switch status.Code(err) {
 		case codes.OK:
-			return supervisor.Fetched{Payload: answer.GetPayload()}, nil
+			return supervisor.Fetched{Payload: answer.GetPayload(), Settings: supervisor.SettingsOf(answer.GetSettings())}, nil
 		case codes.NotFound, codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated, codes.FailedPrecondition,
 			codes.ResourceExhausted, codes.Unimplemented, codes.OutOfRange, codes.DataLoss:
 			return supervisor.Fetched{}, fmt.Errorf("get the job's payload: %s", status.Convert(err).Message())

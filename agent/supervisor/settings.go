@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"github.com/switchyard-ci/switchyard/executors"
+	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/job/folder"
 )
@@ -27,6 +30,30 @@ type Settings struct {
 	ServerCA  string
 	// PrepareTimeout limits the preparation of the environment; 0 is the job's own timeout.
 	PrepareTimeout time.Duration
+}
+
+// SettingsOf reads what a control plane sent; nil is none. What makes no sense as a limit is none.
+func SettingsOf(s *fleetv1.JobSettings) Settings {
+	limit := func(d *durationpb.Duration) time.Duration { return max(0, d.AsDuration()) }
+	out := Settings{
+		Settings: folder.Settings{
+			PreGetSourcesScript: s.GetPreGetSourcesScript(), PostGetSourcesScript: s.GetPostGetSourcesScript(),
+			PreBuildScript: s.GetPreBuildScript(), PostBuildScript: s.GetPostBuildScript(),
+			CloneURL: s.GetCloneUrl(), DebugTraceDisabled: s.GetDebugTraceDisabled(), FeatureFlags: s.GetFeatureFlags(),
+			GetSourcesTimeout:             limit(s.GetGetSourcesTimeout()),
+			ArtifactUploadTimeout:         limit(s.GetArtifactUploadTimeout()),
+			ArtifactResponseHeaderTimeout: limit(s.GetArtifactResponseHeaderTimeout()),
+			RemoteCache:                   s.GetRemoteCache(),
+			MaxUploadedArchiveSize:        max(0, s.GetMaxUploadedArchiveSize()),
+		},
+		ServerURL: s.GetServerUrl(), ServerCA: s.GetServerCa(), PrepareTimeout: limit(s.GetPrepareTimeout()),
+	}
+	for _, v := range s.GetEnvironment() {
+		out.Environment = append(out.Environment, runnerapi.Variable{
+			Key: v.GetKey(), Value: v.GetValue(), File: v.GetFile(), Masked: v.GetMasked(), Raw: v.GetRaw(),
+		})
+	}
+	return out
 }
 
 // complete copies the settings into a job's spec. Variables of the executor's place come after it: they win.

@@ -19,8 +19,11 @@ import (
 	_ "google.golang.org/grpc/encoding/gzip"
 )
 
-// MaxPayload is the greatest payload that GetJob may bring, in bytes.
-const MaxPayload = 32 << 20
+// MaxPayload is the greatest payload that GetJob may bring, in bytes; MaxSettings is what may come with it.
+const (
+	MaxPayload  = 32 << 20
+	MaxSettings = 4 << 20
+)
 
 const (
 	connectTimeout = 10 * time.Second

@@ -56,8 +56,9 @@ type FleetServiceClient interface {
 	// there.
 	//
 	// NOT_FOUND: the agent does not hold this job in this epoch, or it is over. FAILED_PRECONDITION: its runner has no
-	// object store. INVALID_ARGUMENT: the key cannot be one. RESOURCE_EXHAUSTED: the job asks too often. UNAVAILABLE: the
-	// store's credentials cannot be had at the moment. A cache that cannot be reached never fails a job.
+	// object store. INVALID_ARGUMENT: the key cannot be one. RESOURCE_EXHAUSTED: the job asks too often. INTERNAL: no URL can
+	// be signed, for example because the store's credentials cannot be had. The message is for the job's trace. A cache that
+	// cannot be reached never fails a job.
 	SignCache(ctx context.Context, in *SignCacheRequest, opts ...grpc.CallOption) (*SignCacheResponse, error)
 }
 
@@ -146,8 +147,9 @@ type FleetServiceServer interface {
 	// there.
 	//
 	// NOT_FOUND: the agent does not hold this job in this epoch, or it is over. FAILED_PRECONDITION: its runner has no
-	// object store. INVALID_ARGUMENT: the key cannot be one. RESOURCE_EXHAUSTED: the job asks too often. UNAVAILABLE: the
-	// store's credentials cannot be had at the moment. A cache that cannot be reached never fails a job.
+	// object store. INVALID_ARGUMENT: the key cannot be one. RESOURCE_EXHAUSTED: the job asks too often. INTERNAL: no URL can
+	// be signed, for example because the store's credentials cannot be had. The message is for the job's trace. A cache that
+	// cannot be reached never fails a job.
 	SignCache(context.Context, *SignCacheRequest) (*SignCacheResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
