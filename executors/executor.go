@@ -86,6 +86,11 @@ type Spec struct {
 	Job *runnerapi.Job
 	// JobBinary is the switchyard-job for the agent's own platform, an absolute path on the agent's disk.
 	JobBinary string
+	// Runner claimed the job. ConcurrentID and ConcurrentProjectID are the job's numbers among those that run on this
+	// agent now, of the runner and of the project. All three are as in [folder.Spec]; Recover is not given them.
+	Runner              folder.Runner
+	ConcurrentID        int
+	ConcurrentProjectID int
 }
 
 // Place is the executor's part of [folder.Spec].

@@ -267,7 +267,9 @@ func (w *work) prepare(p *prefix, job *runnerapi.Job) error {
 	}
 	ctx, cancel := w.settings.prepareLimit(w.preparing, job)
 	defer cancel()
-	env, err := x.Prepare(ctx, w.spec(job), p)
+	spec := w.spec(job)
+	spec.Runner, spec.ConcurrentID, spec.ConcurrentProjectID = w.runner(), w.intent.ConcurrentID, w.intent.ConcurrentProjectID
+	env, err := x.Prepare(ctx, spec, p)
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -286,15 +288,10 @@ func (w *work) writeSpec(p *prefix, payload []byte) error {
 	if err := p.close(); err != nil {
 		return fmt.Errorf("write the trace: %w", err)
 	}
-	version, revision := versions()
 	i := w.intent
 	spec := folder.Spec{
 		Job: i.Job, Epoch: i.Epoch, PrefixLength: p.length, PrefixCRC32: p.crc, OutputLimit: w.outputLimit(),
-		Executor: i.Executor,
-		Runner: folder.Runner{
-			ID: i.Runner.ID, Name: i.Runner.Name, ShortToken: i.Runner.ShortToken, SystemID: i.Runner.SystemID,
-			Version: version, Revision: revision,
-		},
+		Executor: i.Executor, Runner: w.runner(),
 		ConcurrentID: i.ConcurrentID, ConcurrentProjectID: i.ConcurrentProjectID,
 	}
 	w.settings.complete(&spec)
@@ -307,6 +304,15 @@ func (w *work) writeSpec(p *prefix, payload []byte) error {
 		return err
 	}
 	return w.folder.WriteSpec(spec)
+}
+
+// runner is the job's runner as its environment is told.
+func (w *work) runner() folder.Runner {
+	version, revision := versions()
+	r := w.Intent.Runner
+	return folder.Runner{
+		ID: r.ID, Name: r.Name, ShortToken: r.ShortToken, SystemID: r.SystemID, Version: version, Revision: revision,
+	}
 }
 
 // exec starts switchyard-job and follows it to its end.
