@@ -14,6 +14,7 @@ type failure struct {
 	reason   runnerapi.FailureReason // empty means that the script failed
 	exitCode int
 	message  string
+	atOnce   bool // nothing but the cleanup comes after it
 }
 
 func (f *failure) Error() string { return f.message }

@@ -20,6 +20,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,6 +43,10 @@ const leftoverGrace = 5 * time.Second
 
 // patience is how long what was killed may take to be gone before the job goes on without it.
 const patience = 10 * time.Second
+
+// shortestSecret is the length from which on a password that no variable marks as masked is hidden: hiding a short word would
+// hide much else.
+const shortestSecret = 8
 
 // Options are what a job runs with.
 type Options struct {
@@ -66,6 +71,7 @@ type Job struct {
 	Options
 	payload  runnerapi.Job
 	vars     *variables.Set
+	flags    map[string]bool
 	settings settings
 	sources  git.Sources
 	out      *output
@@ -226,12 +232,17 @@ func (j *Job) read() (masker *masking.Masker, warnings []string, err error) {
 	err = json.Unmarshal(j.Payload, &j.payload)
 	p := &j.payload
 	var phrases []string
-	if len(p.Token) >= 8 { // an ordinary variable holds it too, and GitLab marks that as masked
+	if len(p.Token) >= shortestSecret { // an ordinary variable holds it too, and GitLab marks that as masked
 		phrases = append(phrases, p.Token)
 	}
 	for _, v := range p.Variables {
 		if v.Masked {
 			phrases = append(phrases, v.Value)
+		}
+	}
+	for _, c := range p.Credentials {
+		if len(c.Password) >= shortestSecret {
+			phrases = append(phrases, c.Password)
 		}
 	}
 	prefixes := masking.DefaultTokenPrefixes()
@@ -244,16 +255,20 @@ func (j *Job) read() (masker *masking.Masker, warnings []string, err error) {
 	}
 	j.projectDir = projectDir(&j.Spec, p)
 	j.tempDir = j.projectDir + ".tmp"
+	var flagWarnings []string
+	j.flags, p.Variables, flagWarnings = resolveFlags(p.Variables, j.Spec.Settings.FeatureFlags)
+	if j.Spec.Settings.DebugTraceDisabled {
+		p.Variables = slices.DeleteFunc(p.Variables, func(v runnerapi.Variable) bool {
+			return v.Key == "CI_DEBUG_TRACE" || v.Key == "CI_DEBUG_SERVICES"
+		})
+	}
 	j.vars, err = variables.New(j.before(), p.Variables, j.after())
 	if err != nil {
 		return masking.New(phrases, prefixes), nil, &failure{reason: runnerapi.ReasonConfiguration, message: err.Error()}
 	}
 	phrases = append(phrases, j.vars.Masked()...)
-	keys := make([]string, 0, len(p.Variables))
-	for _, v := range p.Variables {
-		keys = append(keys, v.Key)
-	}
-	j.settings, warnings = readSettings(j.vars.Value, keys, p.AllowGitFetch, j.timeout)
+	j.settings, warnings = readSettings(j.vars.Value, j.flags, p.AllowGitFetch, j.timeout)
+	warnings = append(flagWarnings, warnings...)
 	j.sources = j.gitSources()
 	phrases = append(phrases, j.sources.Secrets()...)
 	if !j.settings.maskAllTokens {
@@ -267,7 +282,11 @@ func (j *Job) read() (masker *masking.Masker, warnings []string, err error) {
 // before are the variables that the job's own override, after those that override the job's.
 func (j *Job) before() []runnerapi.Variable {
 	s := &j.Spec
-	list := []runnerapi.Variable{{Key: "CI_RUNNER_SHORT_TOKEN", Value: s.Runner.ShortToken, Public: true, Raw: true}}
+	var list []runnerapi.Variable
+	if i := j.payload.Image; i != nil && i.Name != "" {
+		list = append(list, runnerapi.Variable{Key: "CI_JOB_IMAGE", Value: i.Name, Public: true})
+	}
+	list = append(list, runnerapi.Variable{Key: "CI_RUNNER_SHORT_TOKEN", Value: s.Runner.ShortToken, Public: true, Raw: true})
 	list = append(list, s.Environment...)
 	for _, v := range [][2]string{
 		{"CI_BUILDS_DIR", s.BuildsDir},
@@ -306,13 +325,18 @@ func (j *Job) after() []runnerapi.Variable {
 	return list
 }
 
-// disposable says whether an executor's environments are used for one job only.
-func disposable(executor string) bool {
+// containers says whether an executor runs jobs in images.
+func containers(executor string) bool {
 	switch executor {
-	case "docker", "docker-windows", "docker+machine", "docker-autoscaler", "kubernetes", "virtualbox", "parallels":
+	case "docker", "docker-windows", "docker-autoscaler", "kubernetes":
 		return true
 	}
 	return false
+}
+
+// disposable says whether an executor's environments are used for one job only.
+func disposable(executor string) bool {
+	return containers(executor) || executor == "virtualbox" || executor == "parallels"
 }
 
 func (j *Job) gitSources() git.Sources {

@@ -17,11 +17,13 @@ import (
 )
 
 func read(values map[string]string) (settings, []string) {
-	keys := make([]string, 0, len(values))
-	for k := range values {
-		keys = append(keys, k)
+	var job []runnerapi.Variable
+	for k, v := range values {
+		job = append(job, runnerapi.Variable{Key: k, Value: v})
 	}
-	return readSettings(func(k string) string { return values[k] }, keys, true, time.Hour)
+	flags, _, warnings := resolveFlags(job, nil)
+	s, more := readSettings(func(k string) string { return values[k] }, flags, true, time.Hour)
+	return s, append(warnings, more...)
 }
 
 func TestSettings(t *testing.T) {
@@ -30,6 +32,7 @@ func TestSettings(t *testing.T) {
 	require.Empty(t, warnings)
 	require.Equal(t, settings{
 		strategy: git.Fetch, checkout: true, cleanFlags: []string{"-ffdx"}, fetchFlags: []string{"--prune", "--quiet"}, attempts: 1,
+		cacheAttempts: 1, artifactAttempts: 1, sectionAttempts: 1, skipEmpty: true,
 		ignoreAfter: true, afterTimeout: 5 * time.Minute, maskAllTokens: true, backOff: true, bundleURIs: true,
 	}, base)
 	for name, c := range map[string]struct {
@@ -37,25 +40,27 @@ func TestSettings(t *testing.T) {
 		change  func(*settings)
 		warning string
 	}{
-		"strategy":             {values{"GIT_STRATEGY": "empty"}, func(s *settings) { s.strategy = git.Empty }, ""},
-		"unknown strategy":     {values{"GIT_STRATEGY": "pull"}, func(*settings) {}, `expected either 'clone', 'fetch', 'none' or 'empty', got "pull", using default value 'fetch'`},
-		"no checkout":          {values{"GIT_CHECKOUT": "false"}, func(s *settings) { s.checkout = false }, ""},
-		"no boolean":           {values{"GIT_CHECKOUT": "nope"}, func(*settings) {}, `GIT_CHECKOUT: expected bool, got "nope"`},
-		"flags":                {values{"GIT_CLEAN_FLAGS": "-ffd  -e x", "GIT_FETCH_EXTRA_FLAGS": "none"}, func(s *settings) { s.cleanFlags = []string{"-ffd", "-e", "x"}; s.fetchFlags = nil }, ""},
-		"submodules":           {values{"GIT_SUBMODULE_STRATEGY": "recursive"}, func(s *settings) { s.submodules = "recursive" }, ""},
-		"submodules none":      {values{"GIT_SUBMODULE_STRATEGY": "none"}, func(*settings) {}, ""},
-		"submodules, no git":   {values{"GIT_SUBMODULE_STRATEGY": "normal", "GIT_STRATEGY": "none"}, func(s *settings) { s.strategy = git.None }, ""},
-		"attempts":             {values{"GET_SOURCES_ATTEMPTS": "3"}, func(s *settings) { s.attempts = 3 }, ""},
-		"too many attempts":    {values{"GET_SOURCES_ATTEMPTS": "11"}, func(s *settings) { s.attempts = 10 }, "from 1 to 10"},
-		"attempts, no number":  {values{"GET_SOURCES_ATTEMPTS": "x"}, func(*settings) {}, "from 1 to 10"},
-		"timeouts":             {values{"RUNNER_SCRIPT_TIMEOUT": "10m", "RUNNER_AFTER_SCRIPT_TIMEOUT": " 1h "}, func(s *settings) { s.scriptTimeout = 10 * time.Minute; s.afterTimeout = time.Hour }, ""},
-		"a negative timeout":   {values{"RUNNER_SCRIPT_TIMEOUT": "-1s"}, func(*settings) {}, "Ignoring relative RUNNER_SCRIPT_TIMEOUT timeout: -1s"},
-		"a malformed timeout":  {values{"RUNNER_AFTER_SCRIPT_TIMEOUT": "1"}, func(*settings) {}, "Ignoring malformed RUNNER_AFTER_SCRIPT_TIMEOUT timeout: 1"},
-		"a timeout of nothing": {values{"RUNNER_AFTER_SCRIPT_TIMEOUT": "0s"}, func(*settings) {}, ""},
-		"too long a timeout":   {values{"RUNNER_SCRIPT_TIMEOUT": "2h"}, func(*settings) {}, "2h is longer than job timeout. Setting to job timeout"},
-		"an unknown flag":      {values{"FF_NEW": "1"}, func(*settings) {}, "FF_NEW: this feature flag is not supported"},
-		"an unknown flag, off": {values{"FF_NEW": "false"}, func(*settings) {}, ""},
-		"known flags":          {values{"FF_TIMESTAMPS": "1", "FF_SCRIPT_SECTIONS": "true", "FF_MASK_ALL_DEFAULT_TOKENS": "0"}, func(s *settings) { s.timestamps, s.sections, s.maskAllTokens = true, true, false }, ""},
+		"strategy":                  {values{"GIT_STRATEGY": "empty"}, func(s *settings) { s.strategy = git.Empty }, ""},
+		"unknown strategy":          {values{"GIT_STRATEGY": "pull"}, func(*settings) {}, `expected either 'clone', 'fetch', 'none' or 'empty', got "pull", using default value 'fetch'`},
+		"no checkout":               {values{"GIT_CHECKOUT": "false"}, func(s *settings) { s.checkout = false }, ""},
+		"no boolean":                {values{"GIT_CHECKOUT": "nope"}, func(*settings) {}, `GIT_CHECKOUT: expected bool, got "nope"`},
+		"flags":                     {values{"GIT_CLEAN_FLAGS": "-ffd  -e x", "GIT_FETCH_EXTRA_FLAGS": "none"}, func(s *settings) { s.cleanFlags = []string{"-ffd", "-e", "x"}; s.fetchFlags = nil }, ""},
+		"submodules":                {values{"GIT_SUBMODULE_STRATEGY": "recursive"}, func(s *settings) { s.submodules = "recursive" }, ""},
+		"submodules none":           {values{"GIT_SUBMODULE_STRATEGY": "none"}, func(*settings) {}, ""},
+		"submodules, no git":        {values{"GIT_SUBMODULE_STRATEGY": "normal", "GIT_STRATEGY": "none"}, func(s *settings) { s.strategy = git.None }, ""},
+		"attempts":                  {values{"GET_SOURCES_ATTEMPTS": "3"}, func(s *settings) { s.attempts = 3 }, ""},
+		"too many attempts":         {values{"GET_SOURCES_ATTEMPTS": "11"}, func(s *settings) { s.attempts = 10 }, "from 1 to 10"},
+		"attempts, no number":       {values{"GET_SOURCES_ATTEMPTS": "x"}, func(*settings) {}, "from 1 to 10"},
+		"timeouts":                  {values{"RUNNER_SCRIPT_TIMEOUT": "10m", "RUNNER_AFTER_SCRIPT_TIMEOUT": " 1h "}, func(s *settings) { s.scriptTimeout = 10 * time.Minute; s.afterTimeout = time.Hour }, ""},
+		"a negative timeout":        {values{"RUNNER_SCRIPT_TIMEOUT": "-1s"}, func(*settings) {}, "Ignoring relative RUNNER_SCRIPT_TIMEOUT timeout: -1s"},
+		"a malformed timeout":       {values{"RUNNER_AFTER_SCRIPT_TIMEOUT": "1"}, func(*settings) {}, "Ignoring malformed RUNNER_AFTER_SCRIPT_TIMEOUT timeout: 1"},
+		"a timeout of nothing":      {values{"RUNNER_AFTER_SCRIPT_TIMEOUT": "0s"}, func(*settings) {}, ""},
+		"too long a timeout":        {values{"RUNNER_SCRIPT_TIMEOUT": "2h"}, func(*settings) {}, "2h is longer than job timeout. Setting to job timeout"},
+		"more attempts":             {values{"RESTORE_CACHE_ATTEMPTS": "2", "ARTIFACT_DOWNLOAD_ATTEMPTS": "3", "EXECUTOR_JOB_SECTION_ATTEMPTS": "4"}, func(s *settings) { s.cacheAttempts, s.artifactAttempts, s.sectionAttempts = 2, 3, 4 }, ""},
+		"a flag that has no effect": {values{"FF_NETWORK_PER_BUILD": "false"}, func(*settings) {}, "FF_NETWORK_PER_BUILD=false has no effect: it is always so here"},
+		"an unknown flag":           {values{"FF_NEW": "1"}, func(*settings) {}, "FF_NEW: this feature flag is not supported"},
+		"an unknown flag, off":      {values{"FF_NEW": "false"}, func(*settings) {}, ""},
+		"known flags":               {values{"FF_TIMESTAMPS": "1", "FF_SCRIPT_SECTIONS": "true", "FF_MASK_ALL_DEFAULT_TOKENS": "0"}, func(s *settings) { s.timestamps, s.sections, s.maskAllTokens = true, true, false }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := base

@@ -8,18 +8,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
-	"github.com/switchyard-ci/switchyard/job/git"
 	"github.com/switchyard-ci/switchyard/job/process"
 	"github.com/switchyard-ci/switchyard/job/serve"
 	"github.com/switchyard-ci/switchyard/job/shell"
@@ -34,111 +29,11 @@ const (
 	socketPatience = 30 * time.Second
 )
 
-// prepare is the stage prepare_script.
-func (j *Job) prepare(ctx context.Context) error {
-	here, err := os.Hostname()
-	if err != nil {
-		here = "unknown host"
-	}
-	if j.Spec.Hostname == "" || j.Spec.Hostname == here {
-		j.out.say(fmt.Sprintf("Running on %s...\n", here))
-	} else {
-		j.out.say(fmt.Sprintf("Running on %s via %s...\n", here, j.Spec.Hostname))
-	}
-	if !path.IsAbs(j.Spec.BuildsDir) {
-		return fmt.Errorf("the builds folder %q is not an absolute path", j.Spec.BuildsDir)
-	}
-	for _, dir := range []string{filepath.Dir(j.projectDir), j.Spec.BuildsDir} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make the builds folder: %w", err)
-		}
-	}
-	if err := os.MkdirAll(j.tempDir, 0o700); err != nil {
-		return fmt.Errorf("make the folder for temporary files: %w", err)
-	}
-	if err := remove(path.Join(j.tempDir, environmentFile)); err != nil {
-		return err
-	}
-	if s := j.settings.strategy; (s == git.Fetch || s == git.Clone) && shell.Look("git", j.searchPath()) == "" {
-		return &failure{
-			reason: runnerapi.ReasonConfiguration,
-			message: "git was not found in " + j.searchPath() + ": install git where jobs run, " +
-				"or set GIT_STRATEGY to none or empty for jobs that need no sources",
-		}
-	}
-	// Hooks run here even where scripts run elsewhere.
-	if j.Spec.ScriptSocket == "" || len(j.payload.Hooks) > 0 {
-		if j.shell, err = shell.Find(j.Spec.Shells, j.Spec.Login, j.searchPath()); err != nil {
-			return err
-		}
-	}
-	if j.Spec.ScriptSocket == "" {
-		return nil
-	}
-	// The script's user may be another, and /dev/stdout must still be writable for it.
-	if err := unix.Fchmod(int(j.out.write.Fd()), 0o666); err != nil {
-		return fmt.Errorf("open the job's output to the script's user: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, socketPatience)
-	defer cancel()
-	j.out.flush()
-	conn, err := serve.Dial(ctx, j.Spec.ScriptSocket, j.Spec.ScriptToken)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
-}
-
-// searchPath is where programs that this process starts itself are looked for.
-func (j *Job) searchPath() string {
-	for _, kv := range slices.Backward(j.Environment) {
-		if p, ok := strings.CutPrefix(kv, "PATH="); ok {
-			return p
-		}
-	}
-	return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-}
-
-// cleanUp is the stage cleanup_file_variables.
-func (j *Job) cleanUp(ctx context.Context) error {
-	if j.settings.cleanUp {
-		if err := j.sources.CleanUp(ctx); err != nil {
-			return err
-		}
-	}
-	return j.removeTemporary()
-}
-
-// removeTemporary removes what must not outlive the job. It is done in the cleanup stage, or after all stages if it does not
-// come to that.
-func (j *Job) removeTemporary() error {
-	if j.vars == nil || j.tidy {
-		return nil
-	}
-	err := remove(path.Join(j.tempDir, environmentFile))
-	if s := j.settings.strategy; s == git.Fetch || s == git.Clone {
-		err = errors.Join(err, os.RemoveAll(path.Join(j.tempDir, "git-template")))
-	}
-	for _, v := range j.vars.Files() {
-		err = errors.Join(err, remove(j.vars.File(v.Key)))
-	}
-	j.tidy = err == nil
-	return err
-}
-
-// remove removes a file that may not exist.
-func remove(name string) error {
-	if err := syscall.Unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
-		return &fs.PathError{Op: "remove", Path: name, Err: err}
-	}
-	return nil
-}
-
 // writeFileVariables writes the files of file variables, anew for each script: the one before may have changed them.
 func (j *Job) writeFileVariables() error {
 	files := j.vars.Files()
 	if len(files) > 0 { // a script may have removed the folder
-		if err := os.MkdirAll(j.tempDir, 0o700); err != nil {
+		if err := os.MkdirAll(j.tempDir, j.folderMode(0o700)); err != nil {
 			return fmt.Errorf("make the folder for temporary files: %w", err)
 		}
 	}
@@ -148,7 +43,7 @@ func (j *Job) writeFileVariables() error {
 		err := remove(name)
 		var f *os.File
 		if err == nil {
-			f, err = os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			f, err = os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, j.fileMode(0o600))
 		}
 		if err == nil {
 			_, err = f.WriteString(v.Value)
@@ -167,6 +62,7 @@ type commands struct {
 	dir     string
 	section string
 	notice  string
+	step    bool // a step of the job: the runner's own scripts go around it
 	here    bool // in this environment even if scripts run elsewhere
 }
 
@@ -182,6 +78,9 @@ func (j *Job) runScript(ctx context.Context, c commands) error {
 	s := shell.Script{
 		Assignments: assignments, Dir: c.dir, Notice: c.notice, Commands: c.list,
 		Trace: j.settings.debugTrace, CheckExitCodes: j.settings.checkExitCodes,
+	}
+	if c.step {
+		s.Before, s.After = j.Spec.Settings.PreBuildScript, j.Spec.Settings.PostBuildScript
 	}
 	if j.settings.sections && j.payload.Features.TraceSections {
 		s.Section = c.section
@@ -275,9 +174,7 @@ func (j *Job) runHere(ctx context.Context, c process.Command) (int, error) {
 
 // runThere runs the shell where the script belongs, in another container.
 func (j *Job) runThere(ctx context.Context, stdin *os.File) (int, error) {
-	dial, cancel := context.WithTimeout(ctx, socketPatience)
-	defer cancel()
-	conn, err := serve.Dial(dial, j.Spec.ScriptSocket, j.Spec.ScriptToken)
+	conn, err := j.dialScript(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -322,6 +219,24 @@ func (j *Job) runThere(ctx context.Context, stdin *os.File) (int, error) {
 	default:
 		return 0, errors.New("the script was killed and did not end")
 	}
+}
+
+// dialScript reaches the place where scripts run, as often as EXECUTOR_JOB_SECTION_ATTEMPTS allows. Only this is repeated:
+// once a script may have begun it is not begun again.
+func (j *Job) dialScript(ctx context.Context) (conn *net.UnixConn, err error) {
+	attempts := 1
+	if j.Spec.SectionAttempts {
+		attempts = j.settings.sectionAttempts
+	}
+	for range attempts {
+		dial, cancel := context.WithTimeout(ctx, socketPatience)
+		conn, err = serve.Dial(dial, j.Spec.ScriptSocket, j.Spec.ScriptToken)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return conn, err
 }
 
 // runGit runs git for the sources.

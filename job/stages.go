@@ -6,13 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
-	"github.com/switchyard-ci/switchyard/job/git"
 )
 
 // execute runs the stages and returns why the job failed, or nil. err is what came of reading the payload.
@@ -44,17 +41,19 @@ func (j *Job) execute(warnings []string, err error) *failure {
 
 // runnable returns why the job must not begin.
 func (j *Job) runnable() error {
-	if err := unsupported(&j.payload, j.settings); err != nil {
+	if err := unsupported(&j.payload); err != nil {
 		return err
-	}
-	if j.settings.clonePath != "" {
-		return &failure{
-			reason:  runnerapi.ReasonConfiguration,
-			message: "setting GIT_CLONE_PATH is not supported by this runner yet: remove the variable",
-		}
 	}
 	if err := j.sources.Check(); err != nil {
 		return &failure{reason: runnerapi.ReasonConfiguration, message: err.Error()}
+	}
+	if !containers(j.Spec.Executor) {
+		if i := j.payload.Image; i != nil && i.Name != "" {
+			j.out.warn(fmt.Sprintf("The job asks for the image %s; the %s executor has no images and runs it on %s itself.", i.Name, j.Spec.Executor, j.here()))
+		}
+		if n := len(j.payload.Services); n > 0 {
+			j.out.warn(fmt.Sprintf("The job asks for services (%d); the %s executor has none and does not start them.", n, j.Spec.Executor))
+		}
 	}
 	return nil
 }
@@ -84,13 +83,14 @@ func (j *Job) removeLeftovers() {
 	}
 }
 
+// runStages runs the stages in gitlab-runner's order (executeScript in its common/build.go). What fails before the script
+// skips the script and after_script; cache and artifacts of failed jobs are kept all the same.
 func (j *Job) runStages() error {
 	whole, cancel := context.WithTimeoutCause(j.ctx, j.timeout, &failure{
 		reason: runnerapi.ReasonExecutionTimeout, message: fmt.Sprintf("execution took longer than %v seconds", j.timeout),
 	})
 	defer cancel()
-	err := j.section(whole, "prepare_script", "Preparing environment", j.prepare)
-	if err != nil {
+	if err := j.section(whole, "prepare_script", "Preparing environment", j.prepare); err != nil {
 		if cause := context.Cause(whole); cause != nil {
 			return cause
 		}
@@ -99,9 +99,16 @@ func (j *Job) runStages() error {
 		}
 		return fmt.Errorf("prepare environment: %w", err)
 	}
-	err = j.getSources(whole)
+	err := j.bringFiles(whole)
+	if f, ok := errors.AsType[*failure](err); ok && f.atOnce {
+		return err
+	}
 	if err == nil {
 		err = j.runScripts(whole)
+	}
+	keepErr := j.keepFiles(whole, err == nil)
+	if err == nil {
+		err = keepErr
 	}
 	if whole.Err() == nil {
 		if cleanErr := j.section(whole, "cleanup_file_variables", "Cleaning up project directory and file based variables", j.cleanUp); cleanErr != nil {
@@ -112,6 +119,53 @@ func (j *Job) runStages() error {
 		return cause
 	}
 	return err
+}
+
+// bringFiles are the stages before the script.
+func (j *Job) bringFiles(ctx context.Context) error {
+	if err := j.getSources(ctx); err != nil {
+		return err
+	}
+	err := j.attempt(ctx, j.settings.cacheAttempts, nil, func() error {
+		return j.optional(ctx, len(j.payload.Cache) > 0, "restore_cache", "Restoring cache", j.restoreCache)
+	})
+	if err != nil {
+		return err
+	}
+	return j.attempt(ctx, j.settings.artifactAttempts, nil, func() error {
+		return j.optional(ctx, j.hasDependencies(), "download_artifacts", "Downloading artifacts", j.downloadArtifacts)
+	})
+}
+
+// keepFiles are the stages after the script. Both are tried; a cache's error counts before an artifact's.
+func (j *Job) keepFiles(ctx context.Context, succeeded bool) error {
+	cache, cacheText := "archive_cache", "Saving cache for successful job"
+	upload, uploadText := "upload_artifacts_on_success", "Uploading artifacts for successful job"
+	if !succeeded {
+		cache, cacheText = "archive_cache_on_failure", "Saving cache for failed job"
+		upload, uploadText = "upload_artifacts_on_failure", "Uploading artifacts for failed job"
+	}
+	cacheErr := j.optional(ctx, j.keepsCache(succeeded), cache, cacheText, func(ctx context.Context) error {
+		return j.archiveCache(ctx, succeeded)
+	})
+	uploadErr := j.optional(ctx, j.keepsArtifacts(succeeded), upload, uploadText, func(ctx context.Context) error {
+		return j.uploadArtifacts(ctx, succeeded)
+	})
+	if cacheErr != nil {
+		return cacheErr
+	}
+	return uploadErr
+}
+
+// optional runs a stage that may have nothing to do: then it does not show, unless the job asks for that.
+func (j *Job) optional(ctx context.Context, needed bool, name, description string, run func(context.Context) error) error {
+	if !needed {
+		if j.settings.skipEmpty {
+			return nil
+		}
+		run = func(context.Context) error { return nil }
+	}
+	return j.section(ctx, name, description, run)
 }
 
 // section runs one stage between its markers.
@@ -138,187 +192,4 @@ func (j *Job) section(ctx context.Context, name, description string, run func(co
 
 func marker(which, name string) string {
 	return "section_" + which + ":" + strconv.FormatInt(time.Now().Unix(), 10) + ":" + name + "\r" + erase
-}
-
-// getSources is the stage get_sources, as often as GET_SOURCES_ATTEMPTS allows.
-func (j *Job) getSources(ctx context.Context) error {
-	var err error
-	for attempt := range j.settings.attempts {
-		if attempt == 1 {
-			err = j.section(ctx, "clear_worktree", "Deleting all tracked and untracked files due to source fetch failure", j.sources.ClearWorktree)
-			if err != nil {
-				continue
-			}
-		}
-		err = j.section(ctx, "get_sources", "Getting source from Git repository", j.getSourcesOnce)
-		if err == nil || ctx.Err() != nil || attempt == j.settings.attempts-1 {
-			return err
-		}
-		if j.settings.backOff {
-			wait := retryDelay(attempt)
-			j.out.info(fmt.Sprintf("Retrying in %v", wait.Round(time.Millisecond)))
-			j.out.flush()
-			t := time.NewTimer(wait)
-			select {
-			case <-t.C:
-			case <-ctx.Done():
-				t.Stop()
-				return context.Cause(ctx)
-			}
-		}
-	}
-	return err
-}
-
-// retryDelay grows from 5 s by half each time up to 5 min, and is shortened by up to half at random.
-func retryDelay(attempt int) time.Duration {
-	d := 5 * time.Second
-	for range attempt {
-		d = min(d*3/2, 5*time.Minute)
-	}
-	return d - time.Duration(rand.Int64N(int64(d/2))) // #nosec G404 -- no secret depends on it
-}
-
-func (j *Job) getSourcesOnce(ctx context.Context) error {
-	if err := j.writeFileVariables(); err != nil {
-		return err
-	}
-	if err := j.hook(ctx, hookBefore, j.Spec.BuildsDir); err != nil {
-		return err
-	}
-	if err := j.sources.Get(ctx); err != nil {
-		return err
-	}
-	return j.hook(ctx, hookAfter, j.projectDir)
-}
-
-func (j *Job) hook(ctx context.Context, name, dir string) error {
-	if j.settings.strategy == git.None || j.settings.strategy == git.Empty {
-		return nil
-	}
-	for _, h := range j.payload.Hooks {
-		if h.Name == name && len(h.Script) > 0 {
-			return j.runScript(ctx, commands{list: h.Script, dir: dir, section: name, here: true})
-		}
-	}
-	return nil
-}
-
-// runScripts runs the steps, until one fails, and then after_script.
-func (j *Job) runScripts(whole context.Context) error {
-	ctx, stop := context.WithCancelCause(whole)
-	defer stop(errEnded)
-	j.mu.Lock()
-	j.phase, j.stopScript = scripting, stop
-	j.mu.Unlock()
-	if d := j.settings.scriptTimeout; d > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, d, &failure{
-			reason: runnerapi.ReasonExecutionTimeout, message: fmt.Sprintf("the script took longer than %v (RUNNER_SCRIPT_TIMEOUT)", d),
-		})
-		defer cancel()
-	}
-
-	var err error
-	for _, step := range j.payload.Steps {
-		if step.Name == afterScript {
-			continue
-		}
-		if err = j.step(ctx, step); err != nil {
-			break
-		}
-	}
-	j.mu.Lock()
-	j.phase = ending
-	j.mu.Unlock()
-	if whole.Err() != nil {
-		return context.Cause(whole)
-	}
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-		if errors.Is(cause, errCanceled) {
-			j.out.warn("script canceled externally (UI, API)")
-		}
-	}
-	return j.runAfterScript(whole, err)
-}
-
-const afterScript = "after_script"
-
-func (j *Job) step(ctx context.Context, step runnerapi.Step) error {
-	list := step.Script
-	if step.Name == "release" { // GitLab writes this step itself and leaves the expansion to the runner
-		list = make([]string, len(step.Script))
-		for i, line := range step.Script {
-			expanded, err := j.vars.Expand(line)
-			if err != nil {
-				return &failure{reason: runnerapi.ReasonConfiguration, message: err.Error()}
-			}
-			list[i] = expanded
-		}
-	}
-	name := "step_" + stageName(step.Name)
-	return j.section(ctx, name, fmt.Sprintf("Executing %q stage of the job script", name), func(ctx context.Context) error {
-		return j.runScript(ctx, commands{list: list, dir: j.projectDir, section: "script_step"})
-	})
-}
-
-// stageName makes a step's name fit for markers and control lines.
-func stageName(step string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '_' || r == '-' || r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
-			return r
-		}
-		return '_'
-	}, strings.ToLower(step))
-}
-
-// runAfterScript runs after_script, whatever became of the script, and returns how both together ended.
-func (j *Job) runAfterScript(whole context.Context, scriptErr error) error {
-	var list []string
-	for _, step := range j.payload.Steps {
-		if step.Name == afterScript {
-			list = step.Script
-			break
-		}
-	}
-	if len(list) == 0 {
-		return scriptErr
-	}
-	j.vars.Set("CI_JOB_STATUS", statusFor(scriptErr))
-	d := j.settings.afterTimeout
-	ctx, cancel := context.WithTimeoutCause(whole, d, &failure{
-		reason: runnerapi.ReasonExecutionTimeout, message: fmt.Sprintf("after_script took longer than %v (RUNNER_AFTER_SCRIPT_TIMEOUT)", d),
-	})
-	defer cancel()
-	err := j.section(ctx, afterScript, "Running after_script", func(ctx context.Context) error {
-		return j.runScript(ctx, commands{list: list, dir: j.projectDir, section: "after_script_step", notice: "Running after script..."})
-	})
-	if cause := context.Cause(ctx); cause != nil && whole.Err() == nil {
-		err = cause
-	}
-	switch {
-	case err == nil || whole.Err() != nil:
-		return scriptErr
-	case j.settings.ignoreAfter:
-		j.out.warn("after_script failed, but job will continue unaffected: " + err.Error())
-		return scriptErr
-	case scriptErr == nil:
-		return err
-	}
-	return scriptErr
-}
-
-// statusFor is the job's status as after_script is told it.
-func statusFor(err error) string {
-	if err == nil {
-		return "success"
-	}
-	switch asFailure(err).reason {
-	case runnerapi.ReasonCanceled:
-		return "canceled"
-	case runnerapi.ReasonExecutionTimeout:
-		return "timedout"
-	}
-	return "failed"
 }

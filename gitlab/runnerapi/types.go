@@ -169,6 +169,17 @@ type Job struct {
 	Secrets       map[string]json.RawMessage `json:"secrets,omitempty"`
 	Hooks         []Hook                     `json:"hooks,omitempty"`
 	Run           string                     `json:"run,omitempty"`
+	PolicyOptions *PolicyOptions             `json:"policy_options,omitempty"`
+	// SuspendOptions ask to keep the environment after the job.
+	SuspendOptions json.RawMessage `json:"suspend_options,omitempty"`
+}
+
+// PolicyOptions say that a policy of the project's group made the job.
+type PolicyOptions struct {
+	ExecutionPolicyJob         bool     `json:"execution_policy_job"`
+	Name                       string   `json:"policy_name,omitempty"`
+	VariablesOverrideAllowed   *bool    `json:"policy_variables_override_allowed,omitempty"`
+	VariablesOverrideException []string `json:"policy_variables_override_exceptions,omitempty"`
 }
 
 // JobInfo describes the job and its project.

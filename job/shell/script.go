@@ -23,8 +23,10 @@ type Script struct {
 	Dir string
 	// Notice is printed first, unless it is empty.
 	Notice string
-	// Commands are run in order until one fails; each is echoed before it runs.
-	Commands []string
+	// Commands are run in order until one fails; each is echoed before it runs. Before and After are the runner's own: one
+	// command each, unless empty, around them.
+	Commands      []string
+	Before, After string
 	// Trace makes the shell print every command as it expands it.
 	Trace bool
 	// CheckExitCodes ends the script on a command that fails even if it switched errexit off.
@@ -81,7 +83,7 @@ func (s *Script) body() string {
 	if s.Notice != "" {
 		echo(s.Notice)
 	}
-	for i, command := range s.Commands {
+	write := func(command, section string) {
 		command = strings.TrimSpace(command)
 		first, _, more := strings.Cut(command, "\n")
 		switch {
@@ -90,7 +92,7 @@ func (s *Script) body() string {
 		case !more:
 			echo("$ " + command)
 		case s.Section != "":
-			name := "section_" + s.Section + "_" + strconv.Itoa(i)
+			name := "section_" + section
 			b = append(b, `set -- "$(date +%s)" "$@"`+"\n"...)
 			b = append(b, `printf '`+"section_start:%s:"+name+`[hide_duration=true,collapsed=true]\r\033[0K' "$1"`+"\n"...)
 			echo("$ " + command)
@@ -102,6 +104,15 @@ func (s *Script) body() string {
 		if s.CheckExitCodes {
 			b = append(b, "_runner_exit_code=$?; if [ $_runner_exit_code -ne 0 ]; then exit $_runner_exit_code; fi\n"...)
 		}
+	}
+	if s.Before != "" {
+		write(s.Before, "pre_build_script_0")
+	}
+	for i, command := range s.Commands {
+		write(command, s.Section+"_"+strconv.Itoa(i))
+	}
+	if s.After != "" {
+		write(s.After, "post_build_script_0")
 	}
 	return string(b)
 }
