@@ -64,9 +64,9 @@ func Load(path string) (*Config, []Problem, error) {
 		return nil, nil, Problems{syntaxProblem(path, err)}
 	}
 	c := r.config(root)
-	if r.inlineToken != nil && info.Mode().Perm()&0o077 != 0 {
-		r.warn(r.inlineToken, "runners", fmt.Sprintf("others can read this file (mode %#o) and the token in it", info.Mode().Perm()),
-			fmt.Sprintf("chmod 600 %s, or use token_file", path))
+	if r.inlineSecret != nil && info.Mode().Perm()&0o077 != 0 {
+		r.warn(r.inlineSecret, "runners", fmt.Sprintf("others can read this file (mode %#o) and %s in it", info.Mode().Perm(), r.inlineNoun),
+			fmt.Sprintf("chmod 600 %s, or use a file of its own (_file)", path))
 	}
 	return c, r.sortedWarnings(), r.result(&c)
 }

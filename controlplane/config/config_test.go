@@ -19,6 +19,7 @@ import (
 
 	"github.com/switchyard-ci/switchyard/controlplane/config"
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
 var update = flag.Bool("update", false, "write the messages into testdata")
@@ -103,9 +104,11 @@ runners:
 
 func TestEverything(t *testing.T) {
 	t.Setenv("SECOND_TOKEN", "glrt-second")
+	t.Setenv("S3_ACCESS", "access")
 	path := write(t, map[string]string{
 		"token":  "  glrt-first\n",
 		"ca.pem": certificate(t),
+		"s3.key": "secret\n",
 		"switchyard.yaml": `
 listen: "[::]:7443"
 data: /var/lib/switchyard/../switchyard
@@ -125,11 +128,43 @@ runners:
     agents: &linux {os: linux, example.com/zone: "1", empty: ""}
     check_interval: 1500ms
     requests_per_minute: 60
+    environment: [LC_ALL=C.UTF-8, "EMPTY=", {key: KEY, value: a=$b, file: true, masked: true, raw: true}]
+    pre_get_sources_script: git config --global http.proxy ""
+    post_get_sources_script: "true"
+    pre_build_script: |
+      echo one
+      echo two
+    post_build_script: echo three
+    clone_url: https://git.example.com:8443/
+    debug_trace_disabled: true
+    feature_flags: {FF_TIMESTAMPS: true, FF_SCRIPT_SECTIONS: false}
+    prepare_timeout: 10m
+    get_sources_timeout: 90s
+    artifact: {upload_timeout: 2h, response_header_timeout: 5m}
+    cache:
+      type: s3
+      path: /ci//caches/
+      shared: true
+      max_uploaded_archive_size: 1000000000
+      s3:
+        server_address: minio.example.com:9000
+        access_key_env: S3_ACCESS
+        secret_key_file: s3.key
+        session_token: session
+        bucket_name: caches
+        bucket_location: eu-central-1
+        path_style: false
+        server_side_encryption: kms
+        server_side_encryption_key_id: alias/caches
+        dual_stack: false
+        accelerate: true
   - name: second
     url: https://gitlab.example.com/ci
     token_env: SECOND_TOKEN
     limit: 0
     agents: *linux
+    environment: {ONE: 1, TWO: "", THREE: "yes: $ONE"}
+    cache: {type: s3, s3: {bucket_name: caches, authentication_type: iam}}
   - name: third
     url: https://gitlab.example.com
     token: glrt-third
@@ -146,11 +181,38 @@ runners:
 				Runner: registry.Runner{
 					Name: "all of it: ü", URL: "https://gitlab.example.com:8443/gitlab", Token: "glrt-first", Executor: "shell",
 					CAFile: filepath.Join(filepath.Dir(path), "ca.pem"), Limit: 10, OutputLimit: 1024, Selector: selector,
+					Settings: registry.Settings{
+						Environment: []runnerapi.Variable{
+							{Key: "LC_ALL", Value: "C.UTF-8"},
+							{Key: "EMPTY"},
+							{Key: "KEY", Value: "a=$b", File: true, Masked: true, Raw: true},
+						},
+						PreGetSourcesScript: `git config --global http.proxy ""`, PostGetSourcesScript: "true",
+						PreBuildScript: "echo one\necho two\n", PostBuildScript: "echo three",
+						CloneURL: "https://git.example.com:8443", DebugTraceDisabled: true,
+						FeatureFlags:   map[string]bool{"FF_TIMESTAMPS": true, "FF_SCRIPT_SECTIONS": false},
+						PrepareTimeout: 10 * time.Minute, GetSourcesTimeout: 90 * time.Second,
+						ArtifactUploadTimeout: 2 * time.Hour, ArtifactResponseHeaderTimeout: 5 * time.Minute,
+						Cache: &registry.Cache{
+							Path: "ci/caches", Shared: true, MaxUploadedArchiveSize: 1000000000,
+							S3: registry.S3{
+								ServerAddress: "minio.example.com:9000", BucketName: "caches", BucketLocation: "eu-central-1",
+								AccessKey: "access", SecretKey: "secret", SessionToken: "session", PathStyle: new(bool),
+								Accelerate: true, Encryption: registry.EncryptionKMS, EncryptionKeyID: "alias/caches",
+							},
+						},
+					},
 				},
 				CheckInterval: 1500 * time.Millisecond, RequestsPerMinute: 60,
 			},
 			{Runner: registry.Runner{
 				Name: "second", URL: "https://gitlab.example.com", Token: "glrt-second", Executor: "shell", OutputLimit: 4096 << 10, Selector: selector,
+				Settings: registry.Settings{
+					Environment: []runnerapi.Variable{{Key: "ONE", Value: "1"}, {Key: "TWO"}, {Key: "THREE", Value: "yes: $ONE"}},
+					Cache: &registry.Cache{S3: registry.S3{
+						ServerAddress: "s3.amazonaws.com", BucketName: "caches", BucketLocation: "us-east-1", IAM: true, DualStack: true,
+					}},
+				},
 			}},
 			{Runner: registry.Runner{
 				Name: "third", URL: "https://gitlab.example.com", Token: "glrt-third", Executor: "shell", OutputLimit: 4096 << 10,

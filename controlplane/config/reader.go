@@ -21,7 +21,8 @@ type reader struct {
 	folder string // absolute; relative paths start here
 
 	problems, warnings []Problem
-	inlineToken        *yaml.Node // the first token: in the file
+	inlineSecret       *yaml.Node // the first that is in the file itself
+	inlineNoun         string     // what it is
 }
 
 var errEmpty = errors.New("the file is empty")
@@ -173,6 +174,17 @@ func (r *reader) number(n *yaml.Node, path string, lowest, highest int64, hint s
 		return value, true
 	}
 	return 0, false
+}
+
+// boolean reads true or false.
+func (r *reader) boolean(n *yaml.Node, path string) bool {
+	n = resolve(n)
+	value, err := strconv.ParseBool(n.Value)
+	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!bool" || err != nil {
+		r.problem(n, path, "must be true or false, not "+kind(n), "")
+		return false
+	}
+	return value
 }
 
 // duration reads a time with its unit; 0 if it is wrong.

@@ -27,8 +27,8 @@ const (
 
 // executors are those that this version has; planned are those that the design names.
 var (
-	executors = []string{"shell"}
-	planned   = []string{"docker", "kubernetes", "ssh"}
+	executors = []string{"shell", "docker"}
+	planned   = []string{"kubernetes", "ssh"}
 )
 
 func (r *reader) runners(n *yaml.Node, path string) []Runner {
@@ -68,12 +68,9 @@ func (r *reader) runners(n *yaml.Node, path string) []Runner {
 // runner reads an entry. It says no if the entry is not even a mapping; fields with complaints stay empty.
 func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
 	runner.Runner = registry.Runner{Executor: DefaultExecutor, OutputLimit: DefaultOutputLimit << 10}
-	ok = r.mapping(n, path, fields{
+	known := fields{
 		"name":        func(n *yaml.Node, p string) { runner.Name = r.name(n, p) },
 		"url":         func(n *yaml.Node, p string) { runner.URL = r.url(n, p) },
-		"token":       func(n *yaml.Node, p string) { runner.Token = r.tokenInline(n, p) },
-		"token_file":  func(n *yaml.Node, p string) { runner.Token = r.tokenFile(n, p) },
-		"token_env":   func(n *yaml.Node, p string) { runner.Token = r.tokenEnv(n, p) },
 		"tls_ca_file": func(n *yaml.Node, p string) { runner.CAFile = r.caFile(n, p) },
 		"executor":    func(n *yaml.Node, p string) { runner.Executor = r.executor(n, p) },
 		"limit": func(n *yaml.Node, p string) {
@@ -92,8 +89,10 @@ func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
 			limit, _ := r.number(n, p, 1, 1_000_000, "requests that GitLab has to work on in any minute")
 			runner.RequestsPerMinute = int(limit)
 		},
-	})
-	if !ok {
+	}
+	r.secret(runnerToken, known, func(token string) { runner.Token = token })
+	r.settings(known, &runner.Settings)
+	if !r.mapping(n, path, known) {
 		return runner, false
 	}
 	n = resolve(n)
@@ -102,14 +101,9 @@ func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
 			r.problem(n, path+"."+required[0], "is missing", required[1])
 		}
 	}
-	given := slices.DeleteFunc([]string{"token", "token_file", "token_env"}, func(key string) bool { return value(n, key) == nil })
-	switch len(given) {
-	case 0:
+	if len(r.given(runnerToken, n, path)) == 0 {
 		r.problem(n, path+".token_file", "is missing",
 			"create a runner in GitLab (Settings > CI/CD > Runners), put its token into a file of mode 600 and name it here, or use token_env")
-	case 1:
-	default:
-		r.problem(n, path, strings.Join(given, " and ")+" are both set", "keep one of them")
 	}
 	return runner, true
 }

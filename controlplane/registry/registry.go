@@ -19,6 +19,7 @@ type Runner struct {
 	Limit       int   // jobs at once; 0 for no limit
 	OutputLimit int64 // bytes of trace per job
 	Selector    Selector
+	Settings    Settings
 }
 
 // ShortToken returns what GitLab shows of the token and what is part of job paths: up to nine characters after the
