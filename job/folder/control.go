@@ -19,6 +19,8 @@ type Event struct {
 	Stage string
 	// TraceLength is the length of the trace file in bytes (EventTrace); the whole trace is longer by the prefix.
 	TraceLength int64
+	// Ask is what the job asks (EventAsk).
+	Ask CacheRequest
 }
 
 // EventKind says what an Event is about.
@@ -29,6 +31,7 @@ const (
 	EventStage EventKind = iota + 1
 	EventTrace
 	EventResult
+	EventAsk
 )
 
 // Greeting is the first line that a job writes on its control socket.
@@ -43,6 +46,8 @@ func AppendEvent(b []byte, e Event) []byte {
 		b = strconv.AppendInt(append(b, "trace "...), e.TraceLength, 10)
 	case EventResult:
 		b = append(b, "result"...)
+	case EventAsk:
+		b = appendJSON(append(b, "ask "...), e.Ask)
 	}
 	return append(b, '\n')
 }
@@ -52,6 +57,8 @@ type Order struct {
 	Kind OrderKind
 	// Lease is the dead man's limit (OrderLease), counted from when the job reads it; it is never 0.
 	Lease time.Duration
+	// Answer is what the job asked for (OrderAnswer).
+	Answer CacheAnswer
 }
 
 // OrderKind says what an Order asks for.
@@ -62,6 +69,7 @@ const (
 	OrderCancelGraceful OrderKind = iota + 1
 	OrderCancelKill
 	OrderLease
+	OrderAnswer
 )
 
 // AppendOrder appends o's line.
@@ -73,6 +81,8 @@ func AppendOrder(b []byte, o Order) []byte {
 		b = append(b, "cancel kill"...)
 	case OrderLease:
 		b = strconv.AppendInt(append(b, "lease "...), max(1, o.Lease.Milliseconds()), 10)
+	case OrderAnswer:
+		b = appendJSON(append(b, "answer "...), o.Answer)
 	}
 	return append(b, '\n')
 }
@@ -93,6 +103,10 @@ func ParseOrder(line []byte) (Order, error) {
 		}
 		return Order{Kind: OrderLease, Lease: time.Duration(ms) * time.Millisecond}, nil
 	}
+	if text, ok := bytes.CutPrefix(line, []byte("answer ")); ok {
+		a, err := parseAnswer(text)
+		return Order{Kind: OrderAnswer, Answer: a}, err
+	}
 	return Order{}, fmt.Errorf("unknown order %q", line)
 }
 
@@ -110,6 +124,9 @@ func parseEvent(line []byte) (e Event, ok bool, err error) {
 		return Event{Kind: EventTrace, TraceLength: n}, true, nil
 	case "result":
 		return Event{Kind: EventResult}, true, nil
+	case "ask":
+		r, err := ParseCacheRequest(rest)
+		return Event{Kind: EventAsk, Ask: r}, err == nil, err
 	}
 	return Event{}, false, nil
 }
@@ -127,24 +144,4 @@ func checkGreeting(line []byte) error {
 		return &VersionError{File: ControlSocket, Found: version}
 	}
 	return nil
-}
-
-// CacheRequest is a job's question for a URL by which one cache archive can be reached in the runner's object store. The
-// control plane has the store's keys; it signs for objects below the job's own project only.
-type CacheRequest struct {
-	ID uint64 `json:"id"` // of the question, unique within the job
-	// Op is "head", "get" or "put".
-	Op string `json:"op"`
-	// Key is the cache's key as gitlab-runner makes it (suffix for protected refs included), without any prefix.
-	Key string `json:"key"`
-}
-
-// CacheAnswer is the answer.
-type CacheAnswer struct {
-	ID  uint64 `json:"id"`
-	URL string `json:"url,omitempty"`
-	// Headers must be sent with the request; they are part of the signature.
-	Headers map[string]string `json:"headers,omitempty"`
-	// Error says why there is no URL, for the job's trace.
-	Error string `json:"error,omitempty"`
 }

@@ -55,13 +55,18 @@ func (f *Folder) WritePayload(payload []byte) error {
 	return f.replace(PayloadFile, payload, notSynced)
 }
 
-// WriteSpec writes spec.json: from here on the job can be run. Version is filled in. The prefix file must have spec.PrefixLength bytes (none and no file is the same) and payload.json must be
+// WriteSpec writes spec.json: from here on the job can be run. Version is filled in. The prefix file must have
+// spec.PrefixLength bytes (none and no file is the same; nor is there one if it is elsewhere) and payload.json must be
 // there. A spec.json that is there already is an error that satisfies errors.Is(err, fs.ErrExist).
 func (f *Folder) WriteSpec(spec Spec) error {
 	if err := f.absent(SpecFile); err != nil {
 		return fmt.Errorf("write %s: %w", SpecFile, err)
 	}
-	if err := f.checkPrefix(spec.PrefixLength); err != nil {
+	here := spec.PrefixLength
+	if spec.PrefixElsewhere {
+		here = 0
+	}
+	if err := f.checkPrefix(here); err != nil {
 		return fmt.Errorf("write %s: %w", SpecFile, err)
 	}
 	if _, err := f.root.Lstat(PayloadFile); err != nil {

@@ -44,10 +44,10 @@ const (
 //
 // To the job: `cancel graceful` (stop the script, run after_script with CI_JOB_STATUS=canceled), `cancel kill` (stop
 // everything; no after_script), `lease <milliseconds>` (the dead man's limit: stop unless another lease comes within that
-// time), `answer <JSON of CacheAnswer>`. From the job: first `switchyard-job <format version>`, then `stage <name>` at each stage and once on connecting,
-// `trace <length>` when the trace file has grown (coalesced: a reader that is slow misses lengths, never the last one),
-// `ask <JSON of CacheRequest>` (to every follower, again on connecting, until it is answered), `result` when result.json is
-// in place. The end of the stream means that the process is gone.
+// time), `answer <JSON of CacheAnswer>`. From the job: first `switchyard-job <format version>`, then `stage <name>` at
+// each stage and once on connecting, `trace <length>` when the trace file has grown (coalesced: a reader that is slow
+// misses lengths, never the last one), `ask <JSON of CacheRequest>` (to every follower, again on connecting, until it is
+// answered), `result` when result.json is in place. The end of the stream means that the process is gone.
 //
 // Paths of Unix sockets are limited to about 100 bytes, so both sides address the socket through the opened folder
 // (/proc/self/fd/N/control.sock on Linux).
@@ -63,6 +63,9 @@ type Spec struct {
 	// OutputLimit counts it.
 	PrefixLength int64  `json:"prefix_length"`
 	PrefixCRC32  uint32 `json:"prefix_crc32"`
+	// PrefixElsewhere: the prefix is not in this folder but in the agent's, on another disk. What is here of the trace
+	// begins at PrefixLength.
+	PrefixElsewhere bool `json:"prefix_elsewhere,omitempty"`
 	// OutputLimit is the greatest length of the whole trace in bytes, without the notice that says it was reached.
 	OutputLimit int64 `json:"output_limit"`
 

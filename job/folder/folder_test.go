@@ -404,8 +404,9 @@ func TestFollow(t *testing.T) {
 		"another program": {"HTTP/1.1 400\n", "not switchyard-job"},
 		"a newer format":  {"switchyard-job 2\n", "format 2"},
 		"no number":       {"switchyard-job x\n", "not a number"},
-		"a long line":     {"switchyard-job 1\nstage " + strings.Repeat("x", 5000) + "\n", "longer than 1024"},
+		"a long line":     {"switchyard-job 1\nstage " + strings.Repeat("x", folder.MaxLine) + "\n", "longer than 16384"},
 		"a bad length":    {"switchyard-job 1\ntrace -4\n", "not a number of bytes"},
+		"no question":     {"switchyard-job 1\nask {}\n", "has no id"},
 	} {
 		t.Run("hostile: "+name, func(t *testing.T) {
 			f := create(t, folder.Spec{})
@@ -427,13 +428,19 @@ func TestOrders(t *testing.T) {
 		{Kind: folder.OrderCancelKill},
 		{Kind: folder.OrderLease, Lease: 25 * time.Minute},
 		{Kind: folder.OrderLease, Lease: time.Millisecond},
+		{Kind: folder.OrderAnswer, Answer: folder.CacheAnswer{
+			ID: 7, URL: "https://s3.test/b/k?a=1&b=<2>", Headers: map[string]string{"x-amz-a": "b\n"},
+		}},
+		{Kind: folder.OrderAnswer, Answer: folder.CacheAnswer{ID: 1 << 63, Error: "no\nstore"}},
 	} {
 		line := folder.AppendOrder(nil, o)
 		got, err := folder.ParseOrder(bytes.TrimSuffix(line, []byte("\n")))
 		require.NoError(t, err)
 		require.Equal(t, o, got)
 	}
-	for _, line := range []string{"", "cancel", "cancel now", "lease", "lease x", "lease 0", "lease -1", "lease 9223372036854775807", "cancel kill "} {
+	for _, line := range []string{"", "cancel", "cancel now", "lease", "lease x", "lease 0", "lease -1", "lease 9223372036854775807", "cancel kill ",
+		"answer", "answer ", "answer {", "answer {}", `answer {"id":-1}`, "answer null",
+	} {
 		_, err := folder.ParseOrder([]byte(line))
 		require.Error(t, err, "%q", line)
 	}

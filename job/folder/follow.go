@@ -45,7 +45,7 @@ func (f *Folder) Follow(ctx context.Context) (*Follower, error) {
 		}
 		return nil, fmt.Errorf("connect to the job's control socket: %w", err)
 	}
-	w := &Follower{conn: conn, lines: bufio.NewReaderSize(conn, 4*MaxLine), ctx: ctx}
+	w := &Follower{conn: conn, lines: bufio.NewReaderSize(conn, MaxLine+1), ctx: ctx}
 	w.stop = context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	line, err := w.line()
 	if err == nil {
@@ -108,6 +108,11 @@ func (w *Follower) Lease(d time.Duration) error {
 	return w.Send(Order{Kind: OrderLease, Lease: d})
 }
 
+// Answer answers a question of the job (EventAsk). An answer that does not fit into a line is an error.
+func (w *Follower) Answer(a CacheAnswer) error {
+	return w.Send(Order{Kind: OrderAnswer, Answer: a})
+}
+
 // Close ends the connection. The job goes on.
 func (w *Follower) Close() error {
 	w.stop()
@@ -116,11 +121,15 @@ func (w *Follower) Close() error {
 
 // Send gives the job an order. ErrGone: nobody takes it any more.
 func (w *Follower) Send(o Order) error {
+	line := AppendOrder(nil, o)
+	if len(line) > MaxLine+1 {
+		return fmt.Errorf("send an order to the job: it has %d bytes, more than the limit of %d", len(line)-1, MaxLine)
+	}
 	w.sendMu.Lock()
 	defer w.sendMu.Unlock()
 	err := w.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
 	if err == nil {
-		_, err = w.conn.Write(AppendOrder(nil, o))
+		_, err = w.conn.Write(line)
 	}
 	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		return ErrGone
