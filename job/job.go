@@ -59,6 +59,9 @@ type Options struct {
 	// Grown is told the trace file's length, Stage each stage that begins; neither may block.
 	Grown func(length int64)
 	Stage func(name string)
+	// Ask asks the control plane for the URL of a cache archive; it chooses the request's ID. It waits, for a few minutes at
+	// most. An error means that nobody answers; why there is no URL is in the answer otherwise.
+	Ask func(ctx context.Context, r folder.CacheRequest) (folder.CacheAnswer, error)
 	// Group owns the processes of the job; there are none yet.
 	Group *process.Group
 	// Environment is what the job's processes inherit, in the form of os.Environ.

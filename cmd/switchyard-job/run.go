@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -143,6 +144,9 @@ func prepare(f *folder.Folder, spec folder.Spec) (*runner, error) {
 		Spec: spec, Payload: payload, Trace: r.trace, SyncTrace: r.trace.Sync,
 		Grown: func(length int64) { r.control.Trace(length) },
 		Stage: func(name string) { r.control.Stage(name) },
+		Ask: func(ctx context.Context, q folder.CacheRequest) (folder.CacheAnswer, error) {
+			return r.control.Ask(ctx, q)
+		},
 		Group: r.group, Environment: environment(), Log: r.log,
 	})
 	if r.control, err = control.Listen(f, r.job.Order, r.log); err != nil {

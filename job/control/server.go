@@ -24,20 +24,22 @@ const (
 	parting = time.Second
 )
 
-// Server tells followers what happens and takes their orders. Its methods may be called concurrently and do not wait for
-// any follower.
+// Server tells followers what happens and takes their orders. Its methods may be called concurrently; only Ask and Close
+// wait for followers.
 type Server struct {
 	listener net.Listener
 	orders   func(folder.Order)
 	log      *slog.Logger
 	done     sync.WaitGroup
+	ending   chan struct{} // closed by Close
 
-	mu     sync.Mutex
-	conns  map[*conn]struct{}
-	stages []string
-	length int64
-	result bool
-	closed bool
+	mu        sync.Mutex
+	conns     map[*conn]struct{}
+	stages    []string
+	length    int64
+	questions questions
+	result    bool
+	closed    bool
 }
 
 type conn struct {
@@ -47,7 +49,7 @@ type conn struct {
 }
 
 // Listen opens the control socket of a folder whose lock this process holds; a socket that an earlier process left is
-// replaced. orders is called with each order, from several goroutines.
+// replaced. orders is called with each order but answers, from several goroutines.
 func Listen(f *folder.Folder, orders func(folder.Order), log *slog.Logger) (*Server, error) {
 	path := f.SocketPath()
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -61,7 +63,9 @@ func Listen(f *folder.Folder, orders func(folder.Order), log *slog.Logger) (*Ser
 		_ = l.Close()
 		return nil, fmt.Errorf("open the control socket: %w", err)
 	}
-	s := &Server{listener: l, orders: orders, log: log, conns: map[*conn]struct{}{}}
+	s := &Server{
+		listener: l, orders: orders, log: log, conns: map[*conn]struct{}{}, questions: newQuestions(), ending: make(chan struct{}),
+	}
 	s.done.Go(s.accept)
 	return s, nil
 }
@@ -75,8 +79,9 @@ func (s *Server) Trace(length int64) { s.change(func() { s.length = length }) }
 // Result says that result.json is in place.
 func (s *Server) Result() { s.change(func() { s.result = true }) }
 
-// Close closes the socket, after each follower got what it has not read yet or a second for it.
+// Close closes the socket, after each follower got what it has not read yet or a second for it. It is called once.
 func (s *Server) Close() {
+	close(s.ending)
 	s.change(func() {
 		s.closed = true
 		for c := range s.conns {
@@ -131,11 +136,14 @@ func (s *Server) tell(c *conn) {
 	defer func() {
 		s.mu.Lock()
 		delete(s.conns, c)
+		if len(s.conns) == 0 {
+			s.questions.alone = time.Now()
+		}
 		s.mu.Unlock()
 		_ = c.Close()
 	}()
 	line := folder.Greeting()
-	told, length := 0, int64(0)
+	told, length, asked := 0, int64(0), uint64(0)
 	for first := true; ; first = false {
 		s.mu.Lock()
 		if first && len(s.stages) > 0 {
@@ -147,6 +155,12 @@ func (s *Server) tell(c *conn) {
 		if s.length > length {
 			length = s.length
 			line = folder.AppendEvent(line, folder.Event{Kind: folder.EventTrace, TraceLength: length})
+		}
+		for _, q := range s.questions.open {
+			if q.ID > asked {
+				asked = q.ID
+				line = folder.AppendEvent(line, folder.Event{Kind: folder.EventAsk, Ask: q.CacheRequest})
+			}
 		}
 		last := s.result || s.closed
 		if s.result {
@@ -174,7 +188,7 @@ func (s *Server) tell(c *conn) {
 // listen reads orders until the follower is gone.
 func (s *Server) listen(c *conn) {
 	defer close(c.gone)
-	lines := bufio.NewReaderSize(c, folder.MaxLine)
+	lines := bufio.NewReaderSize(c, folder.MaxLine+1)
 	for {
 		line, err := lines.ReadSlice('\n')
 		if err != nil {
@@ -183,6 +197,10 @@ func (s *Server) listen(c *conn) {
 		order, err := folder.ParseOrder(line[:len(line)-1])
 		if err != nil {
 			s.log.Warn("an order on the control socket was not understood", "error", err)
+			continue
+		}
+		if order.Kind == folder.OrderAnswer {
+			s.answer(order.Answer)
 			continue
 		}
 		s.orders(order)

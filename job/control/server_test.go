@@ -125,7 +125,7 @@ func TestNonsenseIsIgnored(t *testing.T) {
 	defer s.Close()
 	c, err := net.Dial("unix", f.SocketPath())
 	require.NoError(t, err)
-	_, err = c.Write([]byte("what\n\nlease x\n" + strings.Repeat("y", 5000)))
+	_, err = c.Write([]byte("what\n\nlease x\n" + strings.Repeat("y", folder.MaxLine+1)))
 	require.NoError(t, err)
 	b := make([]byte, 100)
 	for err == nil {
