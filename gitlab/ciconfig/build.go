@@ -18,6 +18,7 @@ func (c *compiler) build() *Pipeline {
 	var jobs []*job
 	for _, j := range c.jobs {
 		shared := mergeVariables(inherited(p.Variables, j.inherits), j.variables)
+		c.expandLists(j)
 		for _, i := range j.instances() {
 			variables := shared
 			if len(i.variables) > 0 {
@@ -50,6 +51,14 @@ func inherited(variables []Variable, f filter) []Variable {
 	return slices.DeleteFunc(slices.Clone(variables), func(v Variable) bool { return !f.allows(v.Key) })
 }
 
+// expandLists makes what all instances of a job share.
+func (c *compiler) expandLists(j *job) {
+	j.dependsOn = c.dependencyNames(j)
+	if j.settings.caches != nil {
+		j.caches = c.resolveCaches(j.settings.caches)
+	}
+}
+
 // buildJob returns an instance of a job and what it needs, or nil if its rules leave it out.
 func (c *compiler) buildJob(j *job, i instance, variables []Variable) (*Job, *needList) {
 	s := c.jobScope(j, i, variables)
@@ -59,6 +68,8 @@ func (c *compiler) buildJob(j *job, i instance, variables []Variable) (*Job, *ne
 		When: j.when, StartIn: j.startIn,
 		Timeout: j.settings.timeout, Interruptible: j.settings.interruptible,
 		NodeIndex: i.index, NodeTotal: i.total,
+		Dependencies: j.dependsOn, Image: j.settings.image, Services: j.settings.services, Artifacts: j.settings.artifacts,
+		Caches: j.caches, PreGetSources: j.settings.preGetSources, Retry: j.settings.retry,
 	}
 	if j.allowFailure != nil {
 		out.AllowFailure, out.AllowFailureExitCodes = *j.allowFailure, j.exitCodes

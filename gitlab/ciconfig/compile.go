@@ -40,6 +40,7 @@ func Compile(file string, src []byte, opt Options) (*Pipeline, error) {
 	c.read(root)
 	if len(c.report.errs) == 0 {
 		c.checkNeeds()
+		c.checkDependencies()
 	}
 	if len(c.report.errs) > 0 {
 		return nil, c.report.err()
@@ -72,6 +73,7 @@ type compiler struct {
 	byInstance map[string]*job // after `parallel`
 	instances  []string        // the names of byInstance, in order
 	targetsOf  map[targetKey][]target
+	digests    map[string]string // of cache:key:files
 	warnings   []string
 }
 

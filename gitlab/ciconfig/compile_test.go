@@ -50,6 +50,18 @@ func repository(files map[string]string) Options {
 		Glob:    find,
 		Exists:  has,
 		Changes: has,
+		CacheDigest: func(list []string, commits bool) (string, error) {
+			var found []string
+			for _, name := range list {
+				if _, ok := files[name]; ok {
+					found = append(found, name)
+				}
+			}
+			if commits && len(found) > 0 {
+				found = append(found, "commits")
+			}
+			return strings.Join(found, "+"), nil
+		},
 	}
 }
 

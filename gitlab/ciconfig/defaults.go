@@ -12,6 +12,12 @@ type inheritable struct {
 	tags          []string
 	interruptible bool
 	timeout       time.Duration
+	image         *Image
+	services      []Image
+	caches        []cacheSpec
+	artifacts     *Artifacts
+	retry         *Retry
+	preGetSources []string
 }
 
 // maxTags is one more than the tags that a job may have (GitLab's TAGS_LIMIT).
@@ -36,7 +42,29 @@ func (c *compiler) inheritable(n *node, path string) inheritable {
 	})
 	read("interruptible", func(n *node, path string) { out.interruptible, _ = c.boolean(n, path) })
 	read("timeout", func(n *node, path string) { out.timeout = c.duration(n, path, maxTimeout, "a month") })
+	read("image", func(n *node, path string) { out.image = c.image(n, path) })
+	read("services", func(n *node, path string) { out.services = c.services(n, path) })
+	read("cache", func(n *node, path string) { out.caches = c.caches(n, path) })
+	read("artifacts", func(n *node, path string) { out.artifacts = c.artifacts(n, path) })
+	read("retry", func(n *node, path string) { out.retry = c.retry(n, path) })
+	read("hooks", func(n *node, path string) { out.preGetSources = c.hooks(n, path) })
 	return out
+}
+
+// hooks reads `hooks`.
+func (c *compiler) hooks(n *node, path string) []string {
+	const key = "pre_get_sources_script"
+	if n.kind != kindMap {
+		c.fail(n, path, "", "this must be a mapping with `%s`, it is %s", key, n.kind)
+		return nil
+	}
+	c.check(n, path, keywords{key: true})
+	v := n.present(key)
+	if v == nil {
+		return nil
+	}
+	script, _ := c.commands(v, join(path, key))
+	return script
 }
 
 // readDefaults reads `default` and the old top-level forms of its keywords.
@@ -55,23 +83,23 @@ func (c *compiler) readDefaults(root *node) {
 		c.warn("default:timeout has no effect in GitLab, and has none here: set it in the jobs")
 		c.defaults.set["timeout"] = false
 	}
-	for _, key := range []string{"before_script", "after_script"} {
+	read := func(key string, value func(n *node, path string)) {
 		v := root.present(key)
 		if v == nil {
-			continue
+			return
 		}
 		if c.defaults.set[key] {
 			c.report.at(root.keyAt(key), key, "`"+key+"` is in `default` and at the top level", "keep the one in `default`")
-			continue
+			return
 		}
 		c.defaults.set[key] = true
-		script, _ := c.commands(v, key)
-		if key == "before_script" {
-			c.defaults.before = script
-		} else {
-			c.defaults.after = script
-		}
+		value(v, key)
 	}
+	read("before_script", func(n *node, path string) { c.defaults.before, _ = c.commands(n, path) })
+	read("after_script", func(n *node, path string) { c.defaults.after, _ = c.commands(n, path) })
+	read("image", func(n *node, path string) { c.defaults.image = c.image(n, path) })
+	read("services", func(n *node, path string) { c.defaults.services = c.services(n, path) })
+	read("cache", func(n *node, path string) { c.defaults.caches = c.caches(n, path) })
 }
 
 // filter says what a job inherits: everything, nothing, or the names in a list.
@@ -138,5 +166,23 @@ func (own *inheritable) take(defaults inheritable, f filter) {
 	}
 	if has("interruptible") {
 		own.interruptible = defaults.interruptible
+	}
+	if has("image") {
+		own.image = defaults.image
+	}
+	if has("services") {
+		own.services = defaults.services
+	}
+	if has("cache") {
+		own.caches = defaults.caches
+	}
+	if has("artifacts") {
+		own.artifacts = defaults.artifacts
+	}
+	if has("retry") {
+		own.retry = defaults.retry
+	}
+	if has("hooks") {
+		own.preGetSources = defaults.preGetSources
 	}
 }

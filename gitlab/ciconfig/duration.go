@@ -35,9 +35,9 @@ func durationUnit(word string) (seconds float64, ok bool) {
 	return 0, false
 }
 
-// parseDuration reads a duration as GitLab writes them: "1h 30m", "90 minutes", "3600" (seconds), "1:30:00",
+// ParseDuration reads a duration as GitLab writes them: "1h 30m", "90 minutes", "3600" (seconds), "1:30:00",
 // "3 weeks and 2 days". Words that are neither a unit nor "and", "with" or "plus" are an error, and so is 0.
-func parseDuration(text string) (time.Duration, error) {
+func ParseDuration(text string) (time.Duration, error) {
 	s := strings.ToLower(text)
 	if clock := strings.ReplaceAll(s, " ", ""); durationClock.MatchString(clock) {
 		return checkDuration(text, clockSeconds(clock))
@@ -107,6 +107,8 @@ func checkDuration(text string, seconds float64) (time.Duration, error) {
 const (
 	maxTimeout = 2_629_746 * time.Second // a month, GitLab's Project::MAX_BUILD_TIMEOUT
 	maxStartIn = 7 * 24 * time.Hour
+	// maxDuration is the longest that ParseDuration returns.
+	maxDuration = math.MaxInt64
 )
 
 // duration reads a duration of at most limit.
@@ -116,7 +118,7 @@ func (c *compiler) duration(n *node, path string, limit time.Duration, name stri
 		c.fail(n, path, hint, "a duration must be a string, this is %s", n.kind)
 		return 0
 	}
-	d, err := parseDuration(n.text)
+	d, err := ParseDuration(n.text)
 	if err != nil {
 		c.fail(n, path, hint, "%s", err)
 		return 0

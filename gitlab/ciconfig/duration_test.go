@@ -31,12 +31,12 @@ func TestDurations(t *testing.T) {
 		"1:00:00:00":          24 * time.Hour,
 		"1H":                  time.Hour,
 	} {
-		got, err := parseDuration(text)
+		got, err := ParseDuration(text)
 		require.NoError(t, err, text)
 		require.Equal(t, want, got, text)
 	}
 	for _, text := range []string{"", "0", "0s", "soon", "1 parsec", "1,5 h", "-", "ten minutes", "5 10 minutes", "1h later", "99999999999999999 years"} {
-		_, err := parseDuration(text)
+		_, err := ParseDuration(text)
 		require.Error(t, err, text)
 	}
 }

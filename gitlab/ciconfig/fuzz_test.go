@@ -24,6 +24,10 @@ func FuzzCompile(f *testing.F) {
 		"workflow: {name: $A, auto_cancel: {on_new_commit: none}, rules: [{if: $CI_COMMIT_BRANCH, variables: {A: b$A}}]}\njob: {script: x}",
 		"include: [a.yml, {local: '*.yml', rules: [{exists: [a]}]}]\njob: {script: x}",
 		"job:\n  script:\n    - echo \"a: b\"\n  timeout: 1:30:00\n  allow_failure: {exit_codes: [1]}\n",
+		"image: {name: a, entrypoint: [''], docker: {user: x}}\njob: {script: x, services: [{name: b, alias: c, variables: {A: a}}], hooks: {pre_get_sources_script: y}}",
+		"job: {script: x, artifacts: {paths: [a/**], expire_in: 1 week, reports: {junit: a.xml, coverage_report: {coverage_format: jacoco, path: b}}}, retry: {max: 2, when: [always], exit_codes: 3}}",
+		"job: {script: x, cache: [{key: {files: [a.yml], prefix: $A}, paths: [b]}, {key: '$A', policy: $P, fallback_keys: [c]}, {key: {files_commits: [b.yml]}}]}",
+		"a: {script: x, stage: build, parallel: 2}\nb: {script: x, dependencies: [a], needs: [a, {job: c, artifacts: false, optional: true}]}",
 		"a: *a", "a: &a [*a]", "spec: {inputs: {}}\n---\na: {script: x}", "? [a]\n: b", "a: !!binary x", "- a", "", "\xff", "%YAML 1.2\n---\na: b",
 	} {
 		f.Add(seed)

@@ -3,7 +3,6 @@ package ciconfig
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -21,14 +20,19 @@ type job struct {
 	settings  inheritable
 	script    []string
 
-	needs    *needList // nil: not declared
-	rules    *ruleList // nil: none
-	parallel []instance
+	needs        *needList    // nil: not declared
+	dependencies []dependency // nil: not declared
+	rules        *ruleList    // nil: none
+	parallel     []instance
 
 	when         When
 	startIn      time.Duration
 	allowFailure *bool
 	exitCodes    []int
+
+	// What is made of the above when the pipeline is built.
+	dependsOn []string
+	caches    []Cache
 }
 
 // maxName is the longest name of a job, in characters.
@@ -58,6 +62,12 @@ func (c *compiler) readJob(f field) *job {
 	c.readScript(j, n)
 	if v := n.present("needs"); v != nil {
 		j.needs = c.needs(v, join(path, "needs"))
+	}
+	if v := n.present("dependencies"); v != nil {
+		j.dependencies = c.dependencies(v, join(path, "dependencies"))
+	}
+	if j.name == "pages" {
+		j.settings.artifacts = j.settings.artifacts.withPages()
 	}
 	if v := n.present("parallel"); v != nil {
 		j.parallel = c.parallel(v, join(path, "parallel"), j.name)
@@ -185,7 +195,7 @@ func (c *compiler) oneOf(n *node, path string, values []string) bool {
 	hint := "it is one of " + strings.Join(values, ", ")
 	if near := c.near(n.text, values); near != "" {
 		hint = fmt.Sprintf("did you mean %q? It is one of %s", near, strings.Join(values, ", "))
-	} else if n.text == "never" {
+	} else if n.text == "never" && slices.Contains(values, string(Manual)) {
 		hint += "; `never` is for rules, a job that never runs has a name that begins with a dot"
 	}
 	c.fail(n, path, hint, "%q is not a value of this keyword", n.text)
@@ -205,19 +215,7 @@ func (c *compiler) readAllowFailure(j *job, n *node, path string) {
 			c.fail(n, path, "write exit_codes: [1, 2]", "the mapping has no `exit_codes`")
 			return
 		}
-		list := []*node{codes}
-		if codes.kind == kindList {
-			list = codes.items
-		}
-		for i, it := range list {
-			here := join(path, "exit_codes")
-			if codes.kind == kindList {
-				here = join(here, strconv.Itoa(i))
-			}
-			if code, ok := c.integer(it, here, -1<<31, 1<<31-1); ok {
-				j.exitCodes = append(j.exitCodes, code)
-			}
-		}
+		j.exitCodes = c.exitCodes(codes, join(path, "exit_codes"))
 	default:
 		c.fail(n, path, "", "this must be true, false or a mapping with `exit_codes`, it is %s", n.kind)
 	}

@@ -14,26 +14,53 @@ type keywords map[string]bool
 func globalKeywords() keywords {
 	return keywords{
 		"after_script": true, "before_script": true, "default": true, "include": true, "stages": true, "variables": true, "workflow": true,
-		"cache": false, "image": false, "services": false,
+		"cache": true, "image": true, "services": true,
 	}
 }
 
 func defaultKeywords() keywords {
 	return keywords{
-		"after_script": true, "before_script": true, "interruptible": true, "tags": true, "timeout": true,
-		"artifacts": false, "cache": false, "hooks": false, "id_tokens": false, "identity": false, "image": false, "retry": false, "services": false,
+		"after_script": true, "artifacts": true, "before_script": true, "cache": true, "hooks": true, "image": true,
+		"interruptible": true, "retry": true, "services": true, "tags": true, "timeout": true,
+		"id_tokens": false, "identity": false,
 	}
 }
 
 func jobKeywords() keywords {
 	return keywords{
-		"after_script": true, "allow_failure": true, "before_script": true, "extends": true, "inherit": true, "interruptible": true,
-		"needs": true, "parallel": true, "rules": true, "script": true, "stage": true, "start_in": true, "tags": true, "timeout": true,
-		"variables": true, "when": true,
-		"artifacts": false, "cache": false, "coverage": false, "dast_configuration": false, "dependencies": false, "environment": false,
-		"except": false, "hooks": false, "id_tokens": false, "identity": false, "image": false, "inputs": false, "manual_confirmation": false,
-		"only": false, "pages": false, "publish": false, "release": false, "resource_group": false, "retry": false, "run": false,
-		"secrets": false, "services": false, "trigger": false,
+		"after_script": true, "allow_failure": true, "artifacts": true, "before_script": true, "cache": true, "dependencies": true,
+		"extends": true, "hooks": true, "image": true, "inherit": true, "interruptible": true, "needs": true, "parallel": true,
+		"retry": true, "rules": true, "script": true, "services": true, "stage": true, "start_in": true, "tags": true,
+		"timeout": true, "variables": true, "when": true,
+		"coverage": false, "dast_configuration": false, "environment": false, "except": false, "id_tokens": false, "identity": false,
+		"inputs": false, "manual_confirmation": false, "only": false, "pages": false, "publish": false, "release": false,
+		"resource_group": false, "run": false, "secrets": false, "trigger": false,
+	}
+}
+
+func imageKeywords() keywords {
+	return keywords{
+		"name": true, "entrypoint": true, "pull_policy": true, "docker": true, "kubernetes": true,
+		"ports": false, // GitLab knows them in web terminals only
+	}
+}
+
+func serviceKeywords() keywords {
+	known := imageKeywords()
+	known["alias"], known["command"], known["variables"] = true, true, true
+	return known
+}
+
+func artifactKeywords() keywords {
+	return keywords{
+		"access": true, "exclude": true, "expire_in": true, "expose_as": true, "name": true, "paths": true, "public": true,
+		"reports": true, "untracked": true, "when": true,
+	}
+}
+
+func cacheKeywords() keywords {
+	return keywords{
+		"fallback_keys": true, "key": true, "paths": true, "policy": true, "unprotect": true, "untracked": true, "when": true,
 	}
 }
 

@@ -32,4 +32,8 @@ type Options struct {
 	// Changes tells whether the pipeline's commits change a path that matches a pattern, for `rules:changes`. Nil
 	// refuses the keyword.
 	Changes func(glob string) (bool, error)
+	// CacheDigest is the part of a cache's key that depends on files, for `cache:key:files` (their contents) and, with
+	// commits, `cache:key:files_commits` (the last commits that changed them); paths may have `*` and `**`. Empty if none of
+	// the files exists. Compile asks once for equal lists. Nil refuses the keywords.
+	CacheDigest func(files []string, commits bool) (string, error)
 }

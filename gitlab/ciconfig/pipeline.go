@@ -54,12 +54,23 @@ type Job struct {
 	Needs []Need
 	// NeedsDeclared tells `needs: []` (run at once) from no `needs` (wait for the earlier stages).
 	NeedsDeclared bool
+	// Dependencies are the jobs whose artifacts this one gets, expanded over `parallel`, whether they are in the pipeline
+	// or not. Nil: those of all jobs that it needs, or of the earlier stages; not nil and empty: none.
+	Dependencies []string
+
+	Image     *Image     // nil: the runner's
+	Services  []Image    // nil: none
+	Artifacts *Artifacts // nil: none
+	Caches    []Cache    // nil: none
+	// PreGetSources is hooks:pre_get_sources_script; nil: none.
+	PreGetSources []string
 
 	When         When
 	StartIn      time.Duration // with Delayed
 	AllowFailure bool
 	// AllowFailureExitCodes: the job may fail with these exit codes only.
 	AllowFailureExitCodes []int
+	Retry                 *Retry // nil: GitLab's own
 
 	Tags          []string      // sorted, unique
 	Timeout       time.Duration // 0: the project's
