@@ -345,10 +345,12 @@ func disposable(executor string) bool {
 func (j *Job) gitSources() git.Sources {
 	g, s := &j.payload.GitInfo, &j.settings
 	sources := git.Sources{
-		Strategy: s.strategy, Dir: j.projectDir, Temp: j.tempDir,
+		Options: git.Options{
+			Strategy: s.strategy, Checkout: s.checkout, CleanFlags: s.cleanFlags, FetchFlags: s.fetchFlags, BundleURIs: s.bundleURIs,
+		},
+		Dir: j.projectDir, Temp: j.tempDir,
 		URL: g.RepoURL, Token: j.payload.Token, ObjectFormat: g.RepoObjectFormat,
 		SHA: g.SHA, Ref: g.Ref, Refspecs: g.Refspecs, Depth: g.Depth,
-		Checkout: s.checkout, CleanFlags: s.cleanFlags, FetchFlags: s.fetchFlags, BundleURIs: s.bundleURIs,
 		UserAgent:   fmt.Sprintf("switchyard %s %s/%s", j.Spec.Runner.Version, runtime.GOOS, runtime.GOARCH),
 		Environment: j.gitEnvironment(),
 		Notice:      func(text string) { j.out.notice(text) },

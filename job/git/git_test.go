@@ -105,11 +105,15 @@ func newProject(t *testing.T, u *upstream) *project {
 	dir := filepath.Join(t.TempDir(), "group", "project")
 	p := &project{t: t}
 	p.Sources = git.Sources{
-		Strategy: git.Fetch, Dir: dir, Temp: dir + ".tmp",
+		Options: git.Options{
+			Strategy: git.Fetch, Checkout: true, BundleURIs: true,
+			CleanFlags: []string{"-ffdx"}, FetchFlags: []string{"--prune", "--quiet"},
+		},
+		Dir: dir, Temp: dir + ".tmp",
 		URL: strings.Replace(u.url, "http://", "http://gitlab-ci-token:"+strings.NewReplacer("+", "%2B", "/", "%2F", "%", "%25", " ", "%20").Replace(token)+"@", 1),
-		SHA: u.last(), Ref: "main", Depth: 2, Checkout: true,
-		Refspecs:   []string{"+" + u.last() + ":refs/pipelines/7", "+refs/heads/main:refs/remotes/origin/main"},
-		CleanFlags: []string{"-ffdx"}, FetchFlags: []string{"--prune", "--quiet"}, UserAgent: "switchyard-job test", BundleURIs: true,
+		SHA: u.last(), Ref: "main", Depth: 2,
+		Refspecs:    []string{"+" + u.last() + ":refs/pipelines/7", "+refs/heads/main:refs/remotes/origin/main"},
+		UserAgent:   "switchyard-job test",
 		Environment: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "CI_JOB_TOKEN=" + token},
 		Notice:      func(s string) { p.notices = append(p.notices, s) },
 		Warn:        func(s string) { p.notices = append(p.notices, "WARNING: "+s) },
@@ -354,7 +358,7 @@ func TestTheContextEndsIt(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	good := git.Sources{Strategy: git.Fetch, SHA: strings.Repeat("a", 40), URL: "https://x:secret@h/p.git", Refspecs: []string{"+a:b"}}
+	good := git.Sources{Options: git.Options{Strategy: git.Fetch}, SHA: strings.Repeat("a", 40), URL: "https://x:secret@h/p.git", Refspecs: []string{"+a:b"}}
 	require.NoError(t, good.Check())
 	for want, change := range map[string]func(*git.Sources){
 		`git_info.sha: "-x"`:                       func(s *git.Sources) { s.SHA = "-x" },
@@ -372,7 +376,7 @@ func TestCheck(t *testing.T) {
 		s.Strategy = git.None
 		require.NoError(t, s.Check())
 	}
-	local := git.Sources{Strategy: git.Fetch, SHA: strings.Repeat("a", 64), URL: "file:///srv/p.git"}
+	local := git.Sources{Options: git.Options{Strategy: git.Fetch}, SHA: strings.Repeat("a", 64), URL: "file:///srv/p.git"}
 	require.NoError(t, local.Check())
 	require.Empty(t, local.Secrets())
 }

@@ -26,20 +26,10 @@ import (
 	"strings"
 )
 
-// Strategy says how sources are got (GIT_STRATEGY).
-type Strategy string
-
-// The strategies.
-const (
-	Fetch Strategy = "fetch" // keep the working copy that is there and fetch into it
-	Clone Strategy = "clone" // begin with an empty folder
-	None  Strategy = "none"  // leave the folder as it is
-	Empty Strategy = "empty" // begin with an empty folder and leave it so
-)
-
 // Sources is one job's way to its sources.
 type Sources struct {
-	Strategy Strategy
+	Options
+
 	// Dir is the project folder, Temp the folder beside it for what must not be in it.
 	Dir, Temp string
 	// URL may hold credentials; if it holds none and Token is set, it is read as user gitlab-ci-token.
@@ -48,13 +38,8 @@ type Sources struct {
 	SHA, Ref     string
 	Refspecs     []string
 	Depth        int // 0: all history
-	Checkout     bool
-	// CleanFlags are those of git clean; nil means that it is not run.
-	CleanFlags []string
-	FetchFlags []string
-	UserAgent  string
-	BundleURIs bool
-	CAFile     string // checks the server's certificate, unless empty
+	UserAgent    string
+	CAFile       string // checks the server's certificate, unless empty
 
 	// Environment is the base of git's environment, in the form of os.Environ.
 	Environment []string
