@@ -61,6 +61,7 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"DestroyOfWhatWasNeverUsed", destroyUnused},
 		{"RecoverOfNothing", recoverNothing},
 		{"Sweep", sweep},
+		{"Payloads", payloads},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHarness(t)
