@@ -15,9 +15,10 @@ endif
 # The version comes in by -ldflags; asking git again fails where the clone belongs to another user.
 export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
 
-TOOLS      := build/tools
-PROTO_DEPS := build/proto-deps/buf/validate/validate.proto
-FOLDERS    := $(wildcard agent cmd controlplane executors gitlab internal job)
+TOOLS        := build/tools
+PROTO_DEPS   := build/proto-deps/buf/validate/validate.proto
+HELPER_IMAGE := bin/switchyard-helper-image.tar
+FOLDERS      := $(wildcard agent cmd controlplane executors gitlab internal job)
 
 TEST_FLAGS    ?= -timeout 15m
 TEST_PACKAGES ?= ./...
@@ -38,7 +39,7 @@ demo: build ## a small fleet on this machine: an embedded GitLab, a control plan
 	go run ./internal/demo -bin bin
 
 .PHONY: build
-build: $(patsubst cmd/%/,bin/%,$(wildcard cmd/*/)) ## the programs, into bin/
+build: $(patsubst cmd/%/,bin/%,$(wildcard cmd/*/)) $(HELPER_IMAGE) ## the programs and the helper image, into bin/
 
 VERSION  = $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null)
@@ -51,6 +52,11 @@ bin/switchyard-job: LDFLAGS += -s -w
 .PHONY: FORCE
 bin/%: FORCE
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(strip $(LDFLAGS))' -o $@ ./cmd/$*
+
+# What the docker executor's helper containers run in; made of this machine's git and its own switchyard-job. It is left
+# alone if it would be the same, and left out with a line where git is no program for Linux.
+$(HELPER_IMAGE): bin/switchyard-job FORCE
+	@GOOS= GOARCH= go run ./internal/helperimage/build -job $< -out $@ -version '$(VERSION)'
 
 ##@ Test
 
