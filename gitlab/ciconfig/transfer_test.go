@@ -128,7 +128,7 @@ func TestCacheKeysOfFilesNeedFiles(t *testing.T) {
 	opt := Options{CacheDigest: func([]string, bool) (string, error) { return "", failure }}
 	_, err := Compile(file, []byte(src), opt)
 	require.ErrorIs(t, err, failure)
-	require.EqualError(t, err, ".gitlab-ci.yml:1:30: jobs:job:cache:key: make the key: git is gone")
+	require.EqualError(t, err, ".gitlab-ci.yml:1:31: jobs:job:cache:key: make the key: git is gone")
 }
 
 func TestRetries(t *testing.T) {

@@ -318,6 +318,7 @@ func (run *pipelineRun) buildGraph() error {
 		}
 		j := pipeline.Job{
 			Name: d.Name, Stage: stage, DAG: d.NeedsDeclared, When: d.When, StartIn: d.StartIn, AllowFailure: d.AllowFailure,
+			AllowFailureExitCodes: d.AllowFailureExitCodes, Retry: d.Retry,
 		}
 		if j.When == "" || run.namedJobs[d.Name] {
 			j.When = ciconfig.OnSuccess

@@ -20,12 +20,6 @@ const (
 	reasonUnknown             runnerapi.FailureReason = "unknown_failure"
 )
 
-// autoRetries says how often a failure is retried without being asked to (Gitlab::Ci::Build::AutoRetry).
-var autoRetries = map[runnerapi.FailureReason]int{
-	reasonScheduler:           2,
-	reasonProvisioningTimeout: 2,
-}
-
 // advance processes a pipeline after something has happened to it. mu is held.
 func (c *Coordinator) advance(p *pipelineRun, now time.Time) {
 	c.apply(p, p.graph.Process(now), now)
@@ -166,34 +160,22 @@ func (c *Coordinator) fire(j *job, e pipeline.Event, now time.Time) bool {
 	return true
 }
 
-// drop fails a job, or cancels it if it is being cancelled, and retries it if its reason says so. mu is held.
+// drop fails a job, or cancels it if it is being cancelled, and retries it if `retry` or its reason says so. mu is held.
 func (c *Coordinator) drop(j *job, reason runnerapi.FailureReason, exitCode int, now time.Time) bool {
 	if j.retried {
 		return false
 	}
-	g := j.pipe.graph
-	ch, err := g.Fire(j.index, pipeline.EventDrop, pipeline.Guards{})
+	d, err := j.pipe.graph.Drop(j.index, string(reason), exitCode)
 	if err != nil {
 		return false
 	}
 	j.exitCode = exitCode
-	if ch.To == pipeline.Failed {
-		j.failureReason = reason
-		if slices.Contains(j.def.AllowFailureExitCodes, exitCode) {
-			j.allowFailure = true
-			g.SetAllowFailure(j.index, true)
-		}
+	if d.Failed {
+		j.failureReason, j.allowFailure = reason, d.AllowFailure
 	}
-	changes := []pipeline.Change{ch}
-	retried := false
-	if ch.To == pipeline.Failed && j.attempt-1 < autoRetries[reason] {
-		if retry, err := g.Retry(j.index); err == nil {
-			changes, retried = append(changes, retry...), true
-		}
-	}
-	c.apply(j.pipe, changes, now)
+	c.apply(j.pipe, d.Changes, now)
 	c.advance(j.pipe, now)
-	if ch.To == pipeline.Failed && !j.allowFailure && !retried && j.pipe.def.AutoCancel.OnJobFailure == cancelAll {
+	if d.Failed && !d.AllowFailure && !d.Retried && j.pipe.def.AutoCancel.OnJobFailure == cancelAll {
 		c.cancelJobs(j.pipe, func(*job) bool { return true }, now)
 	}
 	return true

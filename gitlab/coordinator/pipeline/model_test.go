@@ -17,6 +17,7 @@ type model struct {
 	jobs   []Job
 	status []string
 	allow  []bool
+	tries  []int // attempts before the present one
 	stages []string
 	whole  string
 }
@@ -26,6 +27,7 @@ func newModel(stages int, jobs []Job) *model {
 	for _, j := range jobs {
 		m.status = append(m.status, "created")
 		m.allow = append(m.allow, j.AllowFailure)
+		m.tries = append(m.tries, 0)
 	}
 	return m
 }
@@ -120,6 +122,10 @@ func pipelines(t *rapid.T) (int, []Job) {
 		if j.When == ciconfig.Delayed {
 			j.StartIn = time.Minute
 		}
+		if rapid.Bool().Draw(t, "with retry") {
+			j.Retry = retries(t)
+		}
+		j.AllowFailureExitCodes = rapid.SliceOfN(exitCodes(), 0, 1).Draw(t, "allowed codes")
 		if j.DAG {
 			for k := range i {
 				if jobs[k].Stage <= j.Stage && rapid.Bool().Draw(t, "need") {
@@ -167,7 +173,7 @@ func TestProcessingIsGitLabs(t *testing.T) {
 				m.status[c.Job] = c.To.String()
 			}
 			for i := range jobs {
-				m.allow[i] = p.AllowFailure(i)
+				m.allow[i], m.tries[i] = p.AllowFailure(i), p.Retries(i)
 			}
 			p.Process(start.Add(time.Hour))
 			m.process()

@@ -20,6 +20,9 @@ type Job struct {
 	When         ciconfig.When
 	StartIn      time.Duration // with Delayed
 	AllowFailure bool
+	// AllowFailureExitCodes and Retry say what becomes of failures, see Drop.
+	AllowFailureExitCodes []int
+	Retry                 *ciconfig.Retry
 
 	ResourceGroup bool // see [Guards]
 	Prerequisites bool
@@ -48,6 +51,7 @@ type node struct {
 	dependents   []int
 	rank         int // stage order, in a stage topological order by needs
 	scheduledAt  time.Time
+	retries      int  // attempts before the present one
 	queued       bool // in its stage's ready heap
 	waiting      bool // in its stage's waiting list
 }
@@ -175,6 +179,7 @@ func (p *Pipeline) Fire(job int, e Event, g Guards) (Change, error) {
 // Renew starts a new attempt of a job: its status is created again, whatever it was, and the attempt before it counts
 // no more.
 func (p *Pipeline) Renew(job int) Change {
+	p.jobs[job].retries++
 	p.SetAllowFailure(job, p.jobs[job].AllowFailure)
 	return p.set(job, Created)
 }
