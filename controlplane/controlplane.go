@@ -101,7 +101,11 @@ func (s *Server) open(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("system id of runner %q: %w", r.Name, err)
 		}
-		runners = append(runners, s.clients.dispatchRunner(r, systemID))
+		runner, err := s.clients.dispatchRunner(r, systemID)
+		if err != nil {
+			return err
+		}
+		runners = append(runners, runner)
 	}
 	s.dispatch, err = dispatch.New(dispatch.Config{
 		Store: s.store, Runners: runners, Identity: s.identity, AgentName: s.agentName, Retired: s.clients.retired,

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync/atomic"
 
+	"github.com/switchyard-ci/switchyard/controlplane/cachestore"
 	"github.com/switchyard-ci/switchyard/controlplane/config"
 	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
 	"github.com/switchyard-ci/switchyard/controlplane/polling"
@@ -64,13 +65,21 @@ func (c *clients) close() {
 	}
 }
 
-func (c *clients) dispatchRunner(r Runner, systemID string) dispatch.Runner {
+func (c *clients) dispatchRunner(r Runner, systemID string) (dispatch.Runner, error) {
 	id := c.ids[r.Name]
+	var caches *cachestore.Store
+	if r.Settings.Cache != nil {
+		var err error
+		if caches, err = cachestore.New(*r.Settings.Cache, r.ShortToken()); err != nil {
+			return dispatch.Runner{}, fmt.Errorf("runner %q: %w", r.Name, err)
+		}
+	}
 	return dispatch.Runner{
+		Settings: r.Settings, Caches: caches,
 		Name: r.Name, URL: r.URL, Executor: r.Executor, Selector: r.Selector, Limit: r.Limit,
 		OutputLimit: r.OutputLimit, ShortToken: r.ShortToken(), SystemID: systemID, ID: id.Load,
 		Info: baseInfo(), GitLab: c.byGitLab[gitlab{r.URL, r.CAFile}],
-	}
+	}, nil
 }
 
 // retired makes a runner for jobs whose own is no longer configured: it can report to their GitLab, which was trusted when

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/controlplane/cachestore"
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
@@ -61,6 +62,10 @@ type Runner struct {
 	OutputLimit int64 // bytes of trace per job
 	ShortToken  string
 	SystemID    string
+	// Settings are what its jobs are run with. Caches signs the URLs of those that are in an object store; nil: they stay
+	// where the jobs run.
+	Settings registry.Settings
+	Caches   *cachestore.Store
 	// ID returns GitLab's id of the runner, 0 as long as it is not known. It must not block.
 	ID func() int64
 	// Info is what GitLab is told of this control plane, without what depends on agents.

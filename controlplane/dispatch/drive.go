@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
@@ -34,7 +35,8 @@ type job struct {
 	todo    []action      // what is still to be done; the first is being done
 	driving bool          // somebody is at todo
 	timer   *time.Timer
-	begun   time.Time // when the agent said that it runs
+	begun   time.Time     // when the agent said that it runs
+	signing *rate.Limiter // of URLs for its caches; nil before the first
 }
 
 func (d *Dispatcher) newJob(row store.Job, r *runner, l life) *job {

@@ -181,5 +181,5 @@ func (d *Dispatcher) GetJob(ctx context.Context, req *fleetv1.GetJobRequest) (*f
 	case err != nil:
 		return nil, status.Errorf(codes.Internal, "read the payload of job %d: %v", ref.GetJob(), err)
 	}
-	return &fleetv1.GetJobResponse{Payload: payload, ClaimedAt: timestamppb.New(j.row.ClaimedAt)}, nil
+	return &fleetv1.GetJobResponse{Payload: payload, ClaimedAt: timestamppb.New(j.row.ClaimedAt), Settings: j.settings()}, nil
 }
