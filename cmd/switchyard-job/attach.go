@@ -3,9 +3,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -13,33 +13,46 @@ import (
 	"github.com/switchyard-ci/switchyard/job/folder"
 )
 
+// exitLeft is attach's and launch's exit code if the caller is gone before the job has ended; see usage.
+const exitLeft = 7
+
+// attachTo follows a job that was started before.
 func attachTo(args []string) int {
-	operand, named, err := parse(args, 1, "offset", "lease")
+	runtime.GOMAXPROCS(1) // see run
+	to, err := parseAttach(args)
 	if err != nil {
 		return misused("attach: " + err.Error())
 	}
-	offset := int64(0)
-	if text, ok := named["offset"]; ok {
-		if offset, err = strconv.ParseInt(text, 10, 64); err != nil || offset < 0 {
-			return misused(fmt.Sprintf("attach: --offset %q is not a number of bytes", text))
-		}
-	}
-	lease := time.Duration(0)
-	if text, ok := named["lease"]; ok {
-		if lease, err = time.ParseDuration(text); err != nil || lease < time.Millisecond {
-			return misused(fmt.Sprintf("attach: --lease %q is not a duration of at least 1ms", text))
-		}
-	}
-	f, err := folder.Open(operand[0])
+	f, err := folder.Open(to.folder)
 	if err != nil {
+		attach.Fail(os.Stdout, err)
 		return failed(err)
 	}
-	resulted, err := attach.Serve(context.Background(), f, offset, lease, os.Stdin, os.Stdout)
-	switch {
-	case err != nil:
-		return failed(err)
-	case !resulted:
-		return exitStartedBefore
+	return follow(f, to, os.Stdin)
+}
+
+// target is what to attach to.
+type target struct {
+	folder string
+	offset int64
+	lease  time.Duration // 0: none
+}
+
+func parseAttach(args []string) (to target, err error) {
+	operand, named, err := parse(args, 1, "offset", "lease")
+	if err != nil {
+		return target{}, err
 	}
-	return exitOK
+	to.folder = operand[0]
+	if text, ok := named["offset"]; ok {
+		if to.offset, err = strconv.ParseInt(text, 10, 64); err != nil || to.offset < 0 {
+			return target{}, fmt.Errorf("--offset %q is not a number of bytes", text)
+		}
+	}
+	if text, ok := named["lease"]; ok {
+		if to.lease, err = time.ParseDuration(text); err != nil || to.lease < time.Millisecond {
+			return target{}, fmt.Errorf("--lease %q is not a duration of at least 1ms", text)
+		}
+	}
+	return to, nil
 }

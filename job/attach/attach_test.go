@@ -77,7 +77,12 @@ func TestHostileStreams(t *testing.T) {
 		"no data":              {h + data(5, ""), "no data"},
 		"too much data":        {h + data(5, strings.Repeat("x", attach.MaxData+1)), "more than the limit"},
 		"a huge length":        {h + "S\xff\xff\xff\xff", "4294967295 bytes, more than the limit"},
-		"a long stage":         {h + frame(attach.Stage, strings.Repeat("x", 2000)), "has 2000 bytes"},
+		"a long stage":         {h + frame(attach.Stage, strings.Repeat("x", 2000)), "2000 bytes, more than the limit"},
+		"an empty stage":       {h + frame(attach.Stage, ""), "has no bytes"},
+		"too many stages":      {h + strings.Repeat(frame(attach.Stage, "x"), 10_000), "more than 10000 stages"},
+		"a bad question":       {h + frame(attach.Ask, `{"id":1,"op":"steal","key":"k"}`), `asks for "steal"`},
+		"a long question":      {h + frame(attach.Ask, strings.Repeat(" ", folder.MaxLine+1)), "more than the limit"},
+		"a long end":           {h + frame(attach.Result, strings.Repeat(" ", folder.MaxResult+1)), "more than the limit"},
 		"an unknown kind":      {h + frame('?', ""), `unknown kind '?'`},
 		"a result of nonsense": {h + frame(attach.Result, `{"version":1,"state":"maybe"}`), `state is "maybe"`},
 		"a newer result":       {h + frame(attach.Result, `{"version":9}`), "format 9"},
@@ -90,6 +95,8 @@ func TestHostileStreams(t *testing.T) {
 			}
 			require.ErrorContains(t, err, c.message)
 			require.NotErrorIs(t, err, io.EOF)
+			var invalid *attach.InvalidError
+			require.Equal(t, c.message != "ended early", errors.As(err, &invalid), "%v", err)
 		})
 	}
 }
@@ -173,17 +180,18 @@ type attached struct {
 	last   attach.Frame
 	orders *io.PipeWriter
 	grown  chan struct{}
+	asked  chan folder.CacheRequest
 	done   chan error
 }
 
 func (r *running) attach(offset int64, lease time.Duration) *attached {
-	a := &attached{grown: make(chan struct{}, 100), done: make(chan error, 1)}
+	a := &attached{grown: make(chan struct{}, 100), asked: make(chan folder.CacheRequest, 10), done: make(chan error, 1)}
 	in, orders := io.Pipe()
 	a.orders = orders
 	out, w := io.Pipe()
 	go func() {
 		_, err := attach.Serve(context.Background(), r.Folder, offset, lease, in, w)
-		_ = w.CloseWithError(err)
+		_ = w.CloseWithError(err) // a caller that has left does not see why
 	}()
 	go func() {
 		reader := attach.NewReader(out, offset)
@@ -200,8 +208,11 @@ func (r *running) attach(offset int64, lease time.Duration) *attached {
 				a.stages = append(a.stages, f.Stage)
 			}
 			a.last = f
-			if f.Kind == attach.Data {
+			switch f.Kind {
+			case attach.Data:
 				a.grown <- struct{}{}
+			case attach.Ask:
+				a.asked <- f.Ask
 			}
 		}
 	}()
@@ -285,7 +296,7 @@ func TestWhatCannotBeAttachedTo(t *testing.T) {
 	r := play(t)
 	for offset, message := range map[int64]string{-1: "must not be negative", 1: "has 0 bytes"} {
 		var out bytes.Buffer
-		_, err := attach.Serve(context.Background(), r.Folder, offset, 0, strings.NewReader(""), &out)
+		_, err := attach.Serve(context.Background(), r.Folder, offset, 0, silence(t), &out)
 		require.ErrorContains(t, err, message)
 		f, err := attach.NewReader(&out, offset).Next()
 		require.NoError(t, err)
@@ -293,7 +304,7 @@ func TestWhatCannotBeAttachedTo(t *testing.T) {
 		require.Contains(t, f.Text, message)
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(r.Path(), folder.ResultFile), []byte(`{"version":8}`), 0o600))
-	_, err := attach.Serve(context.Background(), r.Folder, 0, 0, strings.NewReader(""), io.Discard)
+	_, err := attach.Serve(context.Background(), r.Folder, 0, 0, silence(t), io.Discard)
 	var version *folder.VersionError
 	require.ErrorAs(t, err, &version)
 }
@@ -303,9 +314,16 @@ func TestAReaderThatGoesAway(t *testing.T) {
 	r.begin()
 	r.say("hello")
 	broken := errors.New("broken pipe")
-	_, err := attach.Serve(context.Background(), r.Folder, 0, 0, strings.NewReader(""), failing{broken})
+	_, err := attach.Serve(context.Background(), r.Folder, 0, 0, silence(t), failing{broken})
 	require.ErrorIs(t, err, broken)
 	r.end(true)
+}
+
+// silence is a standard input on which nothing comes.
+func silence(t *testing.T) io.Reader {
+	r, w := io.Pipe()
+	t.Cleanup(func() { _ = w.Close() })
+	return r
 }
 
 type failing struct{ err error }
@@ -317,9 +335,74 @@ func TestTheContextEndsIt(t *testing.T) {
 	r.begin()
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(20*time.Millisecond, cancel)
-	_, err := attach.Serve(ctx, r.Folder, 0, 0, strings.NewReader(""), io.Discard)
+	_, err := attach.Serve(ctx, r.Folder, 0, 0, silence(t), io.Discard)
 	require.ErrorIs(t, err, context.Canceled)
 	r.end(true)
+}
+
+func TestTheCallerIsGone(t *testing.T) {
+	r := play(t)
+	r.begin()
+	r.say("hello")
+	a := r.attach(0, 0)
+	<-a.grown
+	require.NoError(t, a.orders.Close())
+	require.ErrorIs(t, <-a.done, attach.ErrLeft)
+	b := r.attach(0, 0) // the job goes on
+	<-b.grown
+	r.end(true)
+	require.ErrorIs(t, <-b.done, io.EOF)
+	require.Equal(t, attach.Result, b.last.Kind)
+}
+
+func TestQuestionsAndAnswers(t *testing.T) {
+	r := play(t)
+	r.begin()
+	a := r.attach(0, 0)
+	answers := make(chan folder.CacheAnswer)
+	go func() {
+		answer, _ := r.control.Ask(context.Background(), folder.CacheRequest{Op: "put", Key: "k"})
+		answers <- answer
+	}()
+	q := <-a.asked
+	require.Equal(t, folder.CacheRequest{ID: q.ID, Op: "put", Key: "k"}, q)
+	_, err := a.orders.Write(folder.AppendOrder(nil, folder.Order{Kind: folder.OrderAnswer, Answer: folder.CacheAnswer{ID: q.ID, URL: "https://s3.test"}}))
+	require.NoError(t, err)
+	require.Equal(t, "https://s3.test", (<-answers).URL)
+	r.end(true)
+	require.ErrorIs(t, <-a.done, io.EOF)
+}
+
+func TestAResultIsNotWaitedFor(t *testing.T) {
+	r := play(t)
+	r.begin()
+	r.say("all")
+	a := r.attach(0, 0)
+	<-a.grown
+	require.NoError(t, r.WriteResult(folder.Result{State: runnerapi.StateSuccess, TraceLength: r.length}))
+	r.control.Result()
+	require.ErrorIs(t, <-a.done, io.EOF) // its process still has the lock
+	require.Equal(t, attach.Result, a.last.Kind)
+	r.control.Close()
+	require.NoError(t, r.lock.Close())
+}
+
+func TestTheFenceIsTold(t *testing.T) {
+	r := play(t)
+	var out bytes.Buffer
+	greeting := func() attach.Greeting {
+		t.Helper()
+		out.Reset()
+		_, err := attach.Serve(context.Background(), r.Folder, 0, 0, silence(t), &out)
+		require.NoError(t, err)
+		f, err := attach.NewReader(&out, 0).Next()
+		require.NoError(t, err)
+		return f.Greeting
+	}
+	require.Nil(t, greeting().Started)
+	at := time.Now().UTC()
+	require.NoError(t, r.WriteStarted(folder.Started{PID: 4, At: at}))
+	require.Equal(t, at, greeting().Started.At)
 }
 
 func TestGreetingIsStable(t *testing.T) {

@@ -87,11 +87,16 @@ func (f *Folder) Close() error {
 
 // Spec reads spec.json. It returns ErrNoSpec or a *VersionError.
 func (f *Folder) Spec() (Spec, error) {
-	var s Spec
 	b, err := f.read(SpecFile, MaxSpec, ErrNoSpec)
 	if err != nil {
 		return Spec{}, err
 	}
+	return ParseSpec(b)
+}
+
+// ParseSpec reads the content of a spec.json. It returns a *VersionError for a newer format.
+func ParseSpec(b []byte) (Spec, error) {
+	var s Spec
 	if err := parseJSON(SpecFile, b, &s, &s.Version); err != nil {
 		return Spec{}, err
 	}
