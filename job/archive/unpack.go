@@ -1,0 +1,403 @@
+//go:build unix
+
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+)
+
+// item is what an archive says of an entry.
+type item struct {
+	name     string
+	mode     fs.FileMode // permission bits
+	modified time.Time
+	uid, gid int
+	owned    bool // uid and gid are known
+}
+
+// place is where a file goes.
+type place struct {
+	item
+	in   *folder // held
+	base string
+}
+
+// task is a file to be written by a worker.
+type task struct {
+	in   *folder // let go of afterwards
+	run  func(*scratch) error
+	done func() // called afterwards even if it was not run; nil if there is nothing to do
+}
+
+// unpacker unpacks once. One goroutine, which reads the archive, calls its methods, unless they say otherwise.
+type unpacker struct {
+	limits  Limits
+	warn    func(string)
+	names   names
+	entries int
+	named   int64 // bytes of files so far, by what the archive says
+	gitTold bool
+	tree    tree
+	late    map[string]item // folders: what they are to be like when all is in them
+	root    bool            // may give files away
+	uid     int
+	gid     int
+
+	buffers buffers
+	budget  *semaphore.Weighted
+	scratch *scratch
+	tasks   chan task
+	pending sync.WaitGroup
+	files   atomic.Int64
+	bytes   atomic.Int64
+}
+
+func newUnpacker(root *os.Root, limits Limits, warn func(string)) *unpacker {
+	u := &unpacker{
+		limits: limits, warn: warn, names: newNames(), late: map[string]item{},
+		root: os.Geteuid() == 0, uid: os.Geteuid(), gid: os.Getegid(),
+		budget: semaphore.NewWeighted(bufferBudget), scratch: &scratch{}, tasks: make(chan task, ahead),
+	}
+	u.tree = tree{root: newFolder(root), warn: warn, widened: u.widened}
+	return u
+}
+
+func (u *unpacker) packed() Packed { return Packed{Files: int(u.files.Load()), Bytes: u.bytes.Load()} }
+
+// run reads an archive with read, which gives tasks to the workers, and returns when all is done.
+func (u *unpacker) run(ctx context.Context, read func(ctx context.Context) error) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var group sync.WaitGroup
+	for range workers() {
+		group.Go(func() {
+			s := &scratch{}
+			defer s.close()
+			for t := range u.tasks {
+				if ctx.Err() == nil {
+					if err := t.run(s); err != nil {
+						stop(err)
+					}
+				}
+				u.finished(t)
+			}
+		})
+	}
+	err := read(ctx)
+	close(u.tasks)
+	group.Wait()
+	u.scratch.close()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if lateErr := u.finishFolders(); err == nil {
+		err = lateErr
+	}
+	u.tree.close()
+	return err
+}
+
+func (u *unpacker) finished(t task) {
+	t.in.release()
+	if t.done != nil {
+		t.done()
+	}
+	u.pending.Done()
+}
+
+// later has a worker do t.
+func (u *unpacker) later(ctx context.Context, t task) error {
+	u.pending.Add(1)
+	select {
+	case u.tasks <- t:
+		return nil
+	case <-ctx.Done():
+		u.finished(t)
+		return context.Cause(ctx)
+	}
+}
+
+// borrow returns a buffer of n bytes from the budget.
+func (u *unpacker) borrow(ctx context.Context, n int) (b []byte, cost int64, err error) {
+	if n == 0 {
+		return nil, 0, nil
+	}
+	size, _ := u.buffers.class(n)
+	if err := u.budget.Acquire(ctx, int64(size)); err != nil {
+		return nil, 0, context.Cause(ctx)
+	}
+	return u.buffers.get(n), int64(size), nil
+}
+
+// giveBack is for any goroutine.
+func (u *unpacker) giveBack(b []byte, cost int64) {
+	u.buffers.put(b)
+	u.budget.Release(cost)
+}
+
+// count counts a file's size against the limit.
+func (u *unpacker) count(name string, size int64) error {
+	if size < 0 || size > u.limits.Bytes-u.named {
+		return refused(name, fmt.Sprintf("makes it more than %d bytes unpacked, which is the limit", u.limits.Bytes))
+	}
+	u.named += size
+	return nil
+}
+
+// enter checks and notes an entry's name and opens its folder. An entry for the folder itself has the name ".".
+func (u *unpacker) enter(e *item, k kind) (in *folder, base string, err error) {
+	if u.entries++; u.entries > u.limits.Entries {
+		return nil, "", refused(e.name, fmt.Sprintf("is one more than %d entries, which is the limit", u.limits.Entries))
+	}
+	clean, err := safeName(e.name)
+	if err != nil {
+		return nil, "", err
+	}
+	if clean == "." {
+		if k != folderKind {
+			return nil, "", refused(e.name, "is the folder itself, and not as a folder")
+		}
+		return u.tree.root, ".", nil
+	}
+	if err := u.names.add(clean, k); err != nil {
+		return nil, "", err
+	}
+	if !u.gitTold && inGit(clean) {
+		u.gitTold = true
+		warnOfGit("extract", []string{clean}, u.warn)
+	}
+	e.name = clean
+	in, err = u.tree.enter(path.Dir(clean), 0o777)
+	return in, path.Base(clean), err
+}
+
+// folder makes a folder.
+func (u *unpacker) folder(e item) error {
+	_, base, err := u.enter(&e, folderKind)
+	if err != nil || base == "." {
+		return err // what the folder itself is like is not the archive's business
+	}
+	if _, err := u.tree.enter(e.name, e.mode|0o700); err != nil {
+		return err
+	}
+	u.late[e.name] = e
+	return nil
+}
+
+// widened remembers the mode of a folder that was there before and that the archive may say nothing of.
+func (u *unpacker) widened(name string, mode fs.FileMode) {
+	if _, known := u.late[name]; !known {
+		u.late[name] = item{name: name, mode: mode}
+	}
+}
+
+// finishFolders gives folders their modes and times, the inner ones first.
+func (u *unpacker) finishFolders() error {
+	list := make([]string, 0, len(u.late))
+	for name := range u.late {
+		list = append(list, name)
+	}
+	slices.Sort(list)
+	var errs []error
+	for _, name := range slices.Backward(list) {
+		e := u.late[name]
+		in, err := u.tree.enter(path.Dir(name), 0o777)
+		if err == nil {
+			err = u.finishFolder(in, path.Base(name), e)
+		}
+		if err != nil && len(errs) < 10 {
+			errs = append(errs, fmt.Errorf("folder %q: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (u *unpacker) finishFolder(in *folder, base string, e item) error {
+	info, err := in.Lstat(base)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return errors.New("it was replaced meanwhile")
+	}
+	if u.givesAway(e) {
+		_ = in.Lchown(base, e.uid, e.gid) // as gitlab-runner: as far as it may
+	}
+	if info.Mode().Perm() != e.mode {
+		if err := in.Chmod(base, e.mode); err != nil {
+			return err
+		}
+	}
+	if e.modified.IsZero() {
+		return nil
+	}
+	return in.Chtimes(base, time.Time{}, e.modified)
+}
+
+func (u *unpacker) givesAway(e item) bool {
+	return u.root && e.owned && (e.uid != u.uid || e.gid != u.gid)
+}
+
+// link makes a link, with any target.
+func (u *unpacker) link(e item, target string) error {
+	if err := safeTarget(e.name, target); err != nil {
+		return err
+	}
+	in, base, err := u.enter(&e, linkKind)
+	if err != nil {
+		return err
+	}
+	err = u.inPlaceOf(in, base, e.name, func() error { return in.Symlink(target, base) })
+	if err != nil {
+		return named(e.name, err)
+	}
+	if u.givesAway(e) {
+		_ = in.Lchown(base, e.uid, e.gid) // as gitlab-runner: as far as it may
+	}
+	return named(e.name, setLinkTime(in, base, e.modified))
+}
+
+// setLinkTime sets a link's own time, which os.Root cannot.
+func setLinkTime(in *folder, base string, modified time.Time) error {
+	at, err := in.Open(".")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = at.Close() }() // nothing is written through it
+	stamp, err := unix.TimeToTimespec(modified)
+	if err != nil {
+		return nil //nolint:nilerr // a time that the system does not know is not worth an archive
+	}
+	return unix.UtimesNanoAt(int(at.Fd()), base, []unix.Timespec{stamp, stamp}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// hardLink makes one more name of a file that the archive had before.
+func (u *unpacker) hardLink(e item, target string) error {
+	to, err := safeName(target)
+	if err != nil {
+		return err
+	}
+	if u.names.kind(to) != fileKind {
+		return refused(e.name, fmt.Sprintf("is a hard link to %q, which is no file of the archive", target))
+	}
+	in, base, err := u.enter(&e, fileKind)
+	if err != nil {
+		return err
+	}
+	u.pending.Wait() // until the file is there
+	return named(e.name, u.inPlaceOf(in, base, e.name, func() error {
+		return u.tree.root.Link(to, e.name)
+	}))
+}
+
+// inPlaceOf makes something new, if need be instead of what is there.
+func (u *unpacker) inPlaceOf(in *folder, base, name string, create func() error) error {
+	err := create()
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	info, err := in.Lstat(base)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		u.warn(fmt.Sprintf("%s: was a folder, replaced", name))
+		err = in.RemoveAll(base)
+	} else {
+		err = in.Remove(base)
+	}
+	if err != nil {
+		return err
+	}
+	return create()
+}
+
+// file notes a file and opens its folder.
+func (u *unpacker) file(e item) (place, error) {
+	in, base, err := u.enter(&e, fileKind)
+	if err != nil {
+		return place{}, err
+	}
+	return place{e, in.hold(), base}, nil
+}
+
+// write makes a file with what fill writes into it. If that fails there is no file. Any goroutine may call it.
+func (u *unpacker) write(to place, fill func(*os.File) (int64, error)) error {
+	var f *os.File
+	err := u.inPlaceOf(to.in, to.base, to.name, func() (err error) {
+		f, err = to.in.OpenFile(to.base, os.O_WRONLY|os.O_CREATE|os.O_EXCL, to.mode)
+		return err
+	})
+	if err != nil {
+		return named(to.name, err)
+	}
+	n, err := fill(f)
+	if err == nil && u.givesAway(to.item) {
+		_ = f.Chown(to.uid, to.gid) // as gitlab-runner: as far as it may
+	}
+	if err == nil {
+		err = f.Chmod(to.mode)
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil && !to.modified.IsZero() {
+		err = to.in.Chtimes(to.base, time.Time{}, to.modified)
+	}
+	if err != nil {
+		return named(to.name, errors.Join(err, to.in.Remove(to.base)))
+	}
+	u.files.Add(1)
+	u.bytes.Add(n)
+	return nil
+}
+
+// writeWhole makes a file of content. Any goroutine may call it.
+func (u *unpacker) writeWhole(to place, content []byte) error {
+	return u.write(to, func(f *os.File) (int64, error) {
+		if len(content) == 0 {
+			return 0, nil
+		}
+		n, err := f.Write(content)
+		return int64(n), err
+	})
+}
+
+// copyExactly copies size bytes and an end, or fails.
+func copyExactly(ctx context.Context, w io.Writer, r io.Reader, size int64, buffer []byte) (int64, error) {
+	var n int64
+	for {
+		if ctx.Err() != nil {
+			return n, context.Cause(ctx)
+		}
+		got, err := r.Read(buffer)
+		if n+int64(got) > size {
+			return n, fmt.Errorf("%w: it is longer than the archive says (%d bytes)", ErrCorrupt, size)
+		}
+		if got > 0 {
+			if _, err := w.Write(buffer[:got]); err != nil {
+				return n, err
+			}
+			n += int64(got)
+		}
+		switch {
+		case errors.Is(err, io.EOF) && n == size:
+			return n, nil
+		case err != nil:
+			return n, corrupt(err)
+		}
+	}
+}
