@@ -51,7 +51,7 @@ type Client struct {
 	userAgent string
 }
 
-// New makes a client; it contacts nobody. It fails if the CA is no certificate.
+// New makes a client; it contacts nobody. It fails if the CA is no certificate or a proxy's address is none.
 func New(o Options) (*Client, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if o.CA != "" {
@@ -64,6 +64,10 @@ func New(o Options) (*Client, error) {
 		}
 		config.RootCAs = pool
 	}
+	proxy, err := proxies(o.Value)
+	if err != nil {
+		return nil, err
+	}
 	dialer := &net.Dialer{
 		Timeout:         dialTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3},
@@ -72,7 +76,7 @@ func New(o Options) (*Client, error) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	c := &Client{userAgent: o.UserAgent, transport: &http.Transport{
-		Proxy:                  proxies(o.Value),
+		Proxy:                  proxy,
 		DialContext:            dialer.DialContext,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    tlsHandshakeTimeout,
@@ -181,23 +185,30 @@ func origin(u *url.URL) string {
 // SameOrigin says whether two URLs have the same scheme, host and port.
 func SameOrigin(a, b *url.URL) bool { return origin(a) == origin(b) }
 
-func proxies(value func(string) string) func(*http.Request) (*url.URL, error) {
+// proxies finds the proxy of a request by the job's variables.
+func proxies(value func(string) string) (func(*http.Request) (*url.URL, error), error) {
 	if value == nil {
-		return nil
+		return nil, nil
 	}
-	either := func(key string) string {
-		if v := value(key); v != "" {
-			return v
+	var config httpproxy.Config
+	for name, to := range map[string]*string{"HTTP_PROXY": &config.HTTPProxy, "HTTPS_PROXY": &config.HTTPSProxy, "NO_PROXY": &config.NoProxy} {
+		if *to = value(name); *to == "" {
+			name = strings.ToLower(name)
+			*to = value(name)
 		}
-		return value(strings.ToLower(key))
+		if to != &config.NoProxy && *to != "" && !isProxy(*to) { // the value may hold a password
+			return nil, fmt.Errorf("the job's variable %s is not the address of a proxy: give it as in http://proxy.example.com:3128", name)
+		}
 	}
-	config := httpproxy.Config{HTTPProxy: either("HTTP_PROXY"), HTTPSProxy: either("HTTPS_PROXY"), NoProxy: either("NO_PROXY")}
 	find := config.ProxyFunc()
-	return func(req *http.Request) (*url.URL, error) {
-		u, err := find(req.URL)
-		if err != nil { // its text has the address, which may carry a password
-			return nil, errors.New("the job's variable HTTPS_PROXY or HTTP_PROXY is not a valid address of a proxy")
-		}
-		return u, nil
+	return func(req *http.Request) (*url.URL, error) { return find(req.URL) }, nil
+}
+
+// isProxy says whether httpproxy would understand an address; it ignores others.
+func isProxy(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" && u.Scheme != "socks5h" {
+		u, err = url.Parse("http://" + address)
 	}
+	return err == nil && u.Hostname() != ""
 }

@@ -115,6 +115,8 @@ func (d *Download) get(ctx context.Context, req *http.Request) error {
 		req.Header.Set("Range", fmt.Sprintf("bytes=0-%d", d.Ranges.size()-1))
 	default:
 		asked = false
+		req.Header.Del("Range")
+		req.Header.Del("If-Range")
 		if err := d.restart(); err != nil {
 			return err
 		}

@@ -142,3 +142,11 @@ func contentRange(h http.Header) (start, total int64, ok bool) {
 	total, err3 := strconv.ParseInt(all, 10, 64)
 	return start, total, err1 == nil && err2 == nil && err3 == nil && start >= 0 && start <= end && end < total
 }
+
+// Size is the size of the whole file that an answer is of, or of a part of it; -1 if it does not say.
+func Size(resp *http.Response) int64 {
+	if _, total, ok := contentRange(resp.Header); ok && resp.StatusCode == http.StatusPartialContent {
+		return total
+	}
+	return resp.ContentLength
+}
