@@ -30,9 +30,8 @@ type Mirror struct {
 	begun  bool
 }
 
-// OpenMirror opens the mirror that f is. What an earlier process has copied stays, unless anew says that it cannot be
-// trusted: then it is copied again.
-func OpenMirror(f *folder.Folder, anew bool) (*Mirror, error) {
+// OpenMirror opens the mirror that f is. The copying goes on after what an earlier process has copied.
+func OpenMirror(f *folder.Folder) (*Mirror, error) {
 	m := &Mirror{folder: f}
 	var err error
 	if m.spec, err = f.Spec(); err != nil {
@@ -44,7 +43,7 @@ func OpenMirror(f *folder.Folder, anew bool) (*Mirror, error) {
 	case !errors.Is(err, folder.ErrNotStarted):
 		return nil, err
 	}
-	if m.file, err = f.MirrorTrace(anew); err != nil {
+	if m.file, err = f.MirrorTrace(false); err != nil {
 		return nil, err
 	}
 	m.crc = checksum(m.spec.PrefixCRC32)
