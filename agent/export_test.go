@@ -1,4 +1,20 @@
 package agent
 
+import (
+	"context"
+
+	"github.com/switchyard-ci/switchyard/agent/ledger"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/folder"
+)
+
+// Sign is what jobs call.
+func (a *Agent) Sign(ctx context.Context, ref ledger.Ref, r folder.CacheRequest) folder.CacheAnswer {
+	return a.sign(ctx, ref, r)
+}
+
+// Features is what GitLab is told.
+func Features(executor runnerapi.Features) runnerapi.Features { return features(executor) }
+
 // SetRoom replaces the look at the disk. It is for before Run.
 func (a *Agent) SetRoom(room func() error) { a.room = room }

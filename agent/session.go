@@ -85,7 +85,7 @@ func (l *loop) hello() *fleetv1.Hello {
 	for _, x := range l.config.Executors {
 		f := x.Features()
 		h.Executors = append(h.Executors, &fleetv1.Executor{
-			Name: x.Name(), Features: f.Runner.Union(jobFeatures()).Names(), Shell: f.Shell, SurvivesAgent: f.SurvivesAgent,
+			Name: x.Name(), Features: features(f.Runner).Names(), Shell: f.Shell, SurvivesAgent: f.SurvivesAgent,
 		})
 	}
 	// Results follow as reports; here they are left out when there are so many that the message could become too long.
@@ -101,12 +101,19 @@ func (l *loop) hello() *fleetv1.Hello {
 	return h
 }
 
-// jobFeatures is what switchyard-job can do in every executor.
-func jobFeatures() runnerapi.Features {
+// features is what GitLab is told of jobs in an executor: what switchyard-job can do in every one, and of what the
+// executor says that which is its to say. What nobody can do here - secrets of a vault, inputs, steps in GitLab's own
+// runner, terminals - stays false whatever an executor says: GitLab then gives such jobs to others, or tells their authors.
+func features(executor runnerapi.Features) runnerapi.Features {
 	return runnerapi.Features{
+		Artifacts: true, UploadMultipleArtifacts: true, UploadRawArtifacts: true, ArtifactsExclude: true,
+		Cache: true, FallbackCacheKeys: true,
 		Refspecs: true, Masking: true, RawVariables: true, MultiBuildSteps: true, ReturnExitCode: true,
 		Cancelable: true, CancelGracefully: true,
-	}
+	}.Union(executor.Intersection(runnerapi.Features{
+		Variables: true, Shared: true, Image: true, Services: true, ServiceVariables: true, ServiceMultipleAliases: true,
+		ImageExecutorOpts: true, ServiceExecutorOpts: true,
+	}))
 }
 
 // again says why there is no session and plans the next attempt.

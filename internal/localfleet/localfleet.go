@@ -126,6 +126,7 @@ func (f *Fleet) startControlPlane(ctx, life context.Context) error {
 		runners = append(runners, controlplane.Runner{
 			Runner: registry.Runner{
 				Name: r.Name, URL: f.url, Token: registered.Token, Executor: shell.Name, Limit: r.Limit, OutputLimit: r.OutputLimit,
+				Settings: r.Settings,
 			},
 			CheckInterval: r.CheckInterval, RequestsPerMinute: r.RequestsPerMinute,
 		})

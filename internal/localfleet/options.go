@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
 )
 
@@ -54,6 +55,8 @@ type Runner struct {
 	// DefaultOutputLimit.
 	Limit       int
 	OutputLimit int64
+	// Settings are what its jobs are run with.
+	Settings registry.Settings
 	// CheckInterval and RequestsPerMinute are the poller's; 0 means its defaults.
 	CheckInterval     time.Duration
 	RequestsPerMinute int

@@ -38,6 +38,8 @@ type Fleet struct {
 	OnRenew  func(*fleetv1.RenewRequest) (*fleetv1.RenewResponse, error)
 	// OnSession may refuse a session.
 	OnSession func() error
+	// OnSign answers SignCache; nil: the control plane is of before there was such a call.
+	OnSign func(*fleetv1.SignCacheRequest) (*fleetv1.SignCacheResponse, error)
 	// Discard: traces are counted, not kept.
 	Discard bool
 	// Window is how much of a trace the agent may send ahead of what was received; 0: 1 MiB.
@@ -50,6 +52,7 @@ type Fleet struct {
 
 	mu       sync.Mutex
 	payloads map[int64][]byte
+	settings map[int64]*fleetv1.JobSettings
 	traces   map[int64]*Trace
 	enrolled int
 	fetched  int
@@ -68,7 +71,7 @@ func New(t testing.TB) *Fleet {
 	authority := NewAuthority(t)
 	return &Fleet{
 		Authority: authority, Token: jointoken.New(authority.Certificate), t: t,
-		sessions: make(chan *Session, 16), payloads: make(map[int64][]byte), traces: make(map[int64]*Trace),
+		sessions: make(chan *Session, 16), payloads: make(map[int64][]byte), settings: make(map[int64]*fleetv1.JobSettings), traces: make(map[int64]*Trace),
 	}
 }
 
@@ -164,6 +167,21 @@ func (f *Fleet) SetPayload(job int64, payload []byte) {
 	f.payloads[job] = payload
 }
 
+// SetSettings sets what GetJob answers besides.
+func (f *Fleet) SetSettings(job int64, settings *fleetv1.JobSettings) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.settings[job] = settings
+}
+
+// SignCache implements FleetService.
+func (f *Fleet) SignCache(ctx context.Context, r *fleetv1.SignCacheRequest) (*fleetv1.SignCacheResponse, error) {
+	if f.OnSign == nil {
+		return f.UnimplementedFleetServiceServer.SignCache(ctx, r)
+	}
+	return f.OnSign(r)
+}
+
 // GetJob implements FleetService.
 func (f *Fleet) GetJob(_ context.Context, r *fleetv1.GetJobRequest) (*fleetv1.GetJobResponse, error) {
 	f.mu.Lock()
@@ -173,7 +191,7 @@ func (f *Fleet) GetJob(_ context.Context, r *fleetv1.GetJobRequest) (*fleetv1.Ge
 	if !ok {
 		return nil, status.Error(codes.NotFound, "no such payload")
 	}
-	return &fleetv1.GetJobResponse{Payload: payload}, nil
+	return &fleetv1.GetJobResponse{Payload: payload, Settings: f.settings[r.GetRef().GetJob()]}, nil
 }
 
 // Trace implements FleetService: it takes every trace and acknowledges each frame.

@@ -57,9 +57,12 @@ func New(t testing.TB) *Executor {
 
 // Payload makes a job's payload. Its commands: "print TEXT", "bytes N" (of trace), "wait" (for any cancel), "hang" (deaf
 // to graceful cancels), "numb" (deaf to all orders), "after FILE" (waits until the file is there), "exit N", "die".
-func Payload(job int64, commands ...string) []byte {
+func Payload(job int64, commands ...string) []byte { return PayloadWithTimeout(job, 0, commands...) }
+
+// PayloadWithTimeout is Payload with a time limit in seconds; 0 is none.
+func PayloadWithTimeout(job int64, timeout int, commands ...string) []byte {
 	b, err := json.Marshal(runnerapi.Job{
-		ID: job, Steps: []runnerapi.Step{{Name: "script", Script: commands}}, Features: runnerapi.JobFeatures{
+		ID: job, RunnerInfo: runnerapi.RunnerInfo{Timeout: timeout}, Steps: []runnerapi.Step{{Name: "script", Script: commands}}, Features: runnerapi.JobFeatures{
 			TraceSections: true, FailureReasons: []runnerapi.FailureReason{runnerapi.ReasonCanceled, runnerapi.ReasonImagePull},
 		},
 	})
