@@ -108,15 +108,18 @@ func (c *compiler) exposeAs(a *Artifacts, n *node, path string) {
 	a.ExposeAs = name
 }
 
-// reportTypes are those of artifacts:reports, without coverage_report.
-func reportTypes() []string {
+// ReportTypes are the types of reports that artifacts:reports may have, with the formats of coverage_report in its place.
+func ReportTypes() []string {
 	return []string{
 		"accessibility", "annotations", "api_fuzzing", "browser_performance", "cluster_image_scanning", "codequality",
-		"container_scanning", "coverage_fuzzing", "cyclonedx", "dast", "dependency_scanning", "dotenv", "junit",
+		"cobertura", "container_scanning", "coverage_fuzzing", "cyclonedx", "dast", "dependency_scanning", "dotenv", "jacoco", "junit",
 		"license_scanning", "load_performance", "lsif", "metrics", "performance", "repository_xray", "requirements",
 		"requirements_v2", "sarif", "sast", "secret_detection", "terraform",
 	}
 }
+
+// coverageFormats are those of coverage_report.
+func coverageFormats() []string { return []string{"cobertura", "jacoco"} }
 
 func (c *compiler) reports(n *node, path string) []Report {
 	if n.kind != kindMap {
@@ -124,8 +127,11 @@ func (c *compiler) reports(n *node, path string) []Report {
 		return nil
 	}
 	known := keywords{"coverage_report": true}
-	for _, t := range reportTypes() {
+	for _, t := range ReportTypes() {
 		known[t] = true
+	}
+	for _, format := range coverageFormats() {
+		delete(known, format)
 	}
 	c.check(n, path, known)
 	var out []Report
@@ -164,7 +170,7 @@ func (c *compiler) coverageReport(n *node, path string) (Report, bool) {
 	if format == nil || file == nil {
 		return Report{}, false
 	}
-	r := Report{Type: c.choice(format, join(path, "coverage_format"), []string{"cobertura", "jacoco"})}
+	r := Report{Type: c.choice(format, join(path, "coverage_format"), coverageFormats())}
 	name, ok := c.text(file, join(path, "path"))
 	if ok && blank(name) {
 		c.fail(file, join(path, "path"), "", "the path is empty")
