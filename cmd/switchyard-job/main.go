@@ -19,14 +19,33 @@ const usage = `switchyard-job runs one GitLab job in the place where it is start
       and what it has to say itself goes to FOLDER/job.log. If another process runs the job
       already, the line ends in "attached", and this one waits for the end of that one.
 
+  switchyard-job launch FOLDER [--offset N] [--lease DURATION]
+      Make FOLDER of the job's description, with which standard input begins, start "run" for it
+      in a session of its own, and do the same as attach. What was done before is not repeated:
+      the job starts once.
+
   switchyard-job attach FOLDER [--offset N] [--lease DURATION]
-      Write the job's trace from byte N of the whole trace on, its stages and its result to
-      standard output, as frames, until it ends. Lines on standard input are orders for the
-      job: "cancel graceful", "cancel kill", "lease MILLISECONDS". --lease gives one first.
+      Write the job's trace from byte N of the whole trace on, its stages, its questions and its
+      result to standard output, as frames, until it ends. Lines on standard input are orders
+      for the job: "cancel graceful", "cancel kill", "lease MILLISECONDS", "answer JSON"; --lease
+      gives one first. The end of standard input is the end of attach, not of the job.
 
   switchyard-job serve --socket PATH [--token-file FILE] [--grace DURATION]
       Run programs for a switchyard-job in another container, which knows the token in FILE
       (the first line of standard input without it). As process 1 it reaps what others leave.
+
+      A token file that is not there yet is waited for. Without any argument and with
+      SWITCHYARD_SERVE_SOCKET (and SWITCHYARD_SERVE_TOKEN_FILE) in the environment the program
+      does the same: an image's entrypoint may lose arguments.
+
+  switchyard-job hold [--open FOLDER:FOLDER] [--socket PATH --token-file FILE]
+      Keep a container alive, reap what others leave in it, make the folders writable for
+      everyone. With --socket: write the token (the first line of standard input) to FILE, wait
+      for the server at PATH to answer to it and remove FILE. "switchyard-job VERSION ready" on
+      standard output says that all this is done.
+
+  switchyard-job install FOLDER
+      Copy this program to FOLDER/switchyard-job, in one step.
 
   switchyard-job version
   switchyard-job --help
@@ -39,7 +58,8 @@ Exit codes of run:
   4  the job has ended, but result.json could not be written
   5  another process ran the job, and result.json says how it ended
   6  another process had the job and is gone without a result
-Exit codes of attach: 0 the result was written, 3 the job ended without one, 1 and 2 as above.
+Exit codes of launch and attach: 0 the result was written, 3 the job ended without one, 7 standard
+input ended first, 1 and 2 as above.
 `
 
 // Exit codes; see usage.
@@ -57,15 +77,23 @@ func main() { os.Exit(command(os.Args[1:])) }
 
 func command(args []string) int {
 	if len(args) == 0 {
-		return misused("a command is missing")
+		if args = serveArguments(os.Getenv); args == nil {
+			return misused("a command is missing")
+		}
 	}
 	switch args[0] {
 	case "run":
 		return run(args[1:])
+	case "launch":
+		return launch(args[1:])
 	case "attach":
 		return attachTo(args[1:])
 	case "serve":
 		return serve(args[1:])
+	case "hold":
+		return hold(args[1:])
+	case "install":
+		return install(args[1:])
 	case "version", "--version":
 		_, _ = io.WriteString(os.Stdout, "switchyard-job "+buildinfo.Version()+"\n")
 		return exitOK

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -25,7 +26,26 @@ const (
 	worker       = "--child-of-init=yes"
 	defaultGrace = 10 * time.Second
 	maxToken     = 1 << 10
+	// tokenPatience is how long a token file may take to appear: who writes it is in a container that starts beside.
+	tokenPatience = 30 * time.Second
+
+	// The variables that stand for the arguments of serve.
+	socketVariable    = "SWITCHYARD_SERVE_SOCKET"
+	tokenFileVariable = "SWITCHYARD_SERVE_TOKEN_FILE" // #nosec G101 -- a file's name
 )
+
+// serveArguments are the arguments of serve that the environment stands for; nil if it does not.
+func serveArguments(environment func(string) string) []string {
+	socket := environment(socketVariable)
+	if socket == "" {
+		return nil
+	}
+	args := []string{"serve", "--socket", socket}
+	if file := environment(tokenFileVariable); file != "" {
+		args = append(args, "--token-file", file)
+	}
+	return args
+}
 
 func serve(args []string) int {
 	_, named, err := parse(args, 0, "socket", "token-file", "grace", "child-of-init")
@@ -55,12 +75,12 @@ func serve(args []string) int {
 }
 
 func serveAs(socket, tokenFile string, grace time.Duration) error {
-	token, err := readToken(tokenFile)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	token, err := readToken(ctx, tokenFile)
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 	group, err := process.NewGroup()
 	if err != nil {
 		return err
@@ -71,16 +91,23 @@ func serveAs(socket, tokenFile string, grace time.Duration) error {
 	}
 	announce("ready")
 	s := jobserve.Server{
-		Token: token, Group: group, Environment: os.Environ(), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Token: token, Group: group, Environment: scriptEnvironment(), Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 	return s.Serve(ctx, l, grace)
 }
 
-// readToken reads the token from the first line of a file or of standard input.
-func readToken(file string) (string, error) {
+// scriptEnvironment is what programs inherit: the container's environment less what is for this program only.
+func scriptEnvironment() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, socketVariable+"=") || strings.HasPrefix(kv, tokenFileVariable+"=")
+	})
+}
+
+// readToken reads the token from the first line of a file, which is waited for, or of standard input.
+func readToken(ctx context.Context, file string) (string, error) {
 	in := io.Reader(os.Stdin)
 	if file != "" {
-		f, err := os.Open(file)
+		f, err := awaitFile(ctx, file)
 		if err != nil {
 			return "", fmt.Errorf("read the token: %w", err)
 		}
@@ -95,4 +122,24 @@ func readToken(file string) (string, error) {
 		return "", errors.New("read the token: it is empty")
 	}
 	return line, nil
+}
+
+// awaitFile opens a file that appears in one step. It is looked for again and again, because a volume that two containers
+// share announces nothing to programs that may not watch it.
+func awaitFile(ctx context.Context, name string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, tokenPatience)
+	defer cancel()
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		f, err := os.Open(name)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, err
+		}
+	}
 }
