@@ -92,7 +92,7 @@ func (r *run) pack(ctx context.Context, root *os.Root, names []string, k key) er
 	if err != nil {
 		return err
 	}
-	if _, err := archive.Pack(ctx, f.File, r.format(), r.level(), root, names, r.Warn); err != nil {
+	if _, err := archive.Pack(ctx, f.File, r.format(), archive.Level(r.Value("CACHE_COMPRESSION_LEVEL")), root, names, r.Warn); err != nil {
 		f.discard()
 		return fmt.Errorf("pack the cache: %w", err)
 	}
@@ -109,16 +109,4 @@ func (r *run) format() archive.Format {
 		r.Warn(fmt.Sprintf("CACHE_COMPRESSION_FORMAT: expected zip, tarzstd or zipzstd, got %q, using zip", v))
 	}
 	return archive.Zip
-}
-
-func (r *run) level() archive.Level {
-	v := r.Value("CACHE_COMPRESSION_LEVEL")
-	switch l := archive.Level(strings.ToLower(v)); l {
-	case "":
-	case archive.Fastest, archive.Fast, archive.Default, archive.Slow, archive.Slowest:
-		return l
-	default:
-		r.Warn(fmt.Sprintf("compression level %q is invalid, falling back to default", v))
-	}
-	return archive.Default
 }

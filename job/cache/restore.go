@@ -11,7 +11,6 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/job/archive"
@@ -97,10 +96,10 @@ func (r *run) restoreKey(ctx context.Context, k key) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	if _, local := errors.AsType[syscall.Errno](err); local && !errors.Is(err, archive.ErrHostile) {
+	if !errors.Is(err, archive.ErrHostile) && !errors.Is(err, archive.ErrCorrupt) {
 		return fmt.Errorf("extract the cache: %w", err) // the archive is not to blame
 	}
-	err = fmt.Errorf("the cache's archive is not used: %w", err)
+	err = fmt.Errorf("the cache is not used: %w", err)
 	if dropErr := r.store.drop(k.name, info); dropErr != nil {
 		return fmt.Errorf("%w; it could not be removed: %w", err, dropErr)
 	}
