@@ -1,24 +1,26 @@
 //go:build unix
 
-// Package git puts a job's sources into its project folder by calling the git binary.
+// Package git puts a job's sources into its project folder by calling the git binary (2.30 or later).
 //
 // Credentials: what is written to .git/config is the URL without them, and a credential helper that answers with the
-// job's own CI_JOB_TOKEN variable, so that git commands in the user's script work while the job lives. git fetch itself
-// gets an Authorization header for that server only, by the environment of its own process (GIT_CONFIG_COUNT): not in
-// argv, not in a file, not in the script's environment, and readable by no other user. A header rather than a helper saves
-// a refused request and two processes.
+// job's own CI_JOB_TOKEN variable, so that git commands in the user's script work while the job lives, in submodules of the
+// same GitLab too. git fetch itself gets an Authorization header for that server only, by the environment of its own
+// process: not in argv, not in a file, not in the script's environment, and readable by no other user. A header rather
+// than a helper saves a refused request and two processes.
 //
-// .git/config and the hooks are written anew for each job: a job could leave commands in them that the next one, perhaps
-// of a protected branch, would run. gitlab-runner does so too, but not on its shell executor by default.
+// .git/config and the hooks are written anew for each job, those of submodules too: a job could leave commands in them
+// that the next one, perhaps of a protected branch, would run. gitlab-runner does so too, but not on its shell executor
+// by default.
+//
+// Processes are what getting sources costs, so what git would do without the network and without the index is done here:
+// making the repository, writing its configuration, and finding out whether there is maintenance to do, whether
+// large files are used and whether there are submodules.
 package git
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,39 +28,40 @@ import (
 	"strings"
 )
 
-// Sources is one job's way to its sources.
+// Sources is one job's way to its sources. It is used by one goroutine at a time.
 type Sources struct {
 	Options
 
 	// Dir is the project folder, Temp the folder beside it for what must not be in it.
 	Dir, Temp string
 	// URL may hold credentials; if it holds none and Token is set, it is read as user gitlab-ci-token.
-	URL, Token   string
+	URL, Token string
+	// CloneURL replaces scheme and host of URL, unless empty. Credentials stay those of URL.
+	CloneURL     string
 	ObjectFormat string // sha1 (also if empty) or sha256
 	SHA, Ref     string
 	Refspecs     []string
 	Depth        int // 0: all history
 	UserAgent    string
-	CAFile       string // checks the server's certificate, unless empty
+	CAFile       string // checks the certificate of this GitLab, unless empty
+	// CorrelationID is the X-Request-Id of the request that got the job; it is sent to this GitLab unless empty.
+	CorrelationID string
+	// SharedFiles: the user's scripts may run as another user, so folders are made for all. The umask of this process and
+	// of git must leave that so.
+	SharedFiles bool
 
 	// Environment is the base of git's environment, in the form of os.Environ.
 	Environment []string
 
-	// Notice prints a line that says what is done now, Warn one that warns.
-	Notice, Warn func(text string)
+	// Notice prints a line that says what is done now, Warn one that warns. Say, unless nil, prints a line as git would.
+	Notice, Warn, Say func(text string)
 	// Run runs git with these arguments in dir, its output going to the trace, and returns its exit code and the end of
 	// what it said.
 	Run func(ctx context.Context, argv, env []string, dir string) (code int, said []byte, err error)
-}
 
-// ExitError says that git itself failed; what it had to say is in the trace.
-type ExitError struct {
-	Command string
-	Code    int
-	damaged bool
+	// worktrees are the folders, below Dir, that submodules were in when the job came.
+	worktrees []string
 }
-
-func (e *ExitError) Error() string { return fmt.Sprintf("git %s: exit code %d", e.Command, e.Code) }
 
 // Check returns what is wrong with the payload's part, before anything is touched.
 func (s *Sources) Check() error {
@@ -107,16 +110,12 @@ func (s *Sources) Get(ctx context.Context) error {
 		s.Warn("The working copy of an earlier job is damaged. It is removed and fetched anew.")
 		err = s.get(ctx, r, true)
 	}
-	if err != nil {
-		return err
-	}
-	s.Notice("Skipping Git submodules setup")
-	return nil
+	return err
 }
 
 func (s *Sources) without(err error) error {
 	if err == nil {
-		err = os.MkdirAll(s.Dir, 0o755)
+		err = os.MkdirAll(s.Dir, s.mode())
 	}
 	if err != nil {
 		return fmt.Errorf("make the project folder: %w", err)
@@ -132,75 +131,137 @@ func (s *Sources) get(ctx context.Context, r remote, anew bool) error {
 			return fmt.Errorf("remove the old working copy: %w", err)
 		}
 	}
+	cloned, fresh, err := false, true, error(nil)
+	if s.Strategy == Clone && s.NativeClone {
+		cloned, err = s.clone(ctx, r)
+	}
+	if err == nil && !cloned {
+		fresh, err = s.fetch(ctx, r)
+	}
+	if err != nil {
+		return err
+	}
+	if s.Checkout {
+		err = s.checkOut(ctx, r, fresh)
+		if exit, ok := errors.AsType[*ExitError](err); ok && cloned && exit.Command == "checkout" {
+			// The branch has moved on, and its clone is too shallow for this job's commit.
+			if fresh, err = s.fetch(ctx, r); err == nil {
+				err = s.checkOut(ctx, r, fresh)
+			}
+		}
+	} else {
+		s.Notice("Skipping Git checkout")
+	}
+	if err != nil {
+		return err
+	}
+	if !s.submodules() {
+		s.Notice("Skipping Git submodules setup")
+		return nil
+	}
+	return s.getSubmodules(ctx, r, fresh)
+}
+
+// fetch makes the repository, or cleans the one that is there, and fetches into it. fresh says that it was made.
+func (s *Sources) fetch(ctx context.Context, r remote) (fresh bool, err error) {
 	if s.Depth > 0 {
 		s.Notice(fmt.Sprintf("Fetching changes with git depth set to %d...", s.Depth))
 	} else {
 		s.Notice("Fetching changes...")
 	}
-	_, err := os.Lstat(filepath.Join(s.Dir, ".git"))
-	fresh := errors.Is(err, fs.ErrNotExist)
-	if err := Clean(s.Dir); err != nil {
-		return err
+	if fresh, err = s.lay(r); err != nil {
+		return fresh, err
 	}
-	parent := filepath.Dir(s.Dir)
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return fmt.Errorf("make the project folder: %w", err)
-	}
-	template, err := s.writeTemplate(r)
-	if err != nil {
-		return err
-	}
-	base := s.environment(nil)
-	initialize := []string{"init", "--template", template}
-	if s.ObjectFormat == "sha256" {
-		initialize = append(initialize, "--object-format", s.ObjectFormat)
-	}
-	if err := s.git(ctx, fresh, base, parent, append(initialize, s.Dir)...); err != nil {
-		return err
-	}
-	if fresh {
-		s.Notice("Created fresh repository.")
-	}
-
-	fetch := slices.Concat([]string{"fetch", "origin", "--no-recurse-submodules"}, s.Refspecs)
+	s.tellCorrelation()
+	args := slices.Concat([]string{"fetch", "origin", "--no-recurse-submodules"}, s.Refspecs)
 	if s.Depth > 0 {
-		fetch = append(fetch, "--depth", strconv.Itoa(s.Depth))
+		args = append(args, "--depth", strconv.Itoa(s.Depth))
 	}
-	fetch = append(fetch, s.FetchFlags...)
-	if _, err := os.Lstat(filepath.Join(s.Dir, ".git", "shallow")); err == nil && s.Depth <= 0 {
-		fetch = append(fetch, "--unshallow")
+	args = append(args, s.FetchFlags...)
+	if info, err := os.Lstat(filepath.Join(s.Dir, ".git", "shallow")); err == nil && info.Size() > 0 && s.Depth <= 0 {
+		args = append(args, "--unshallow")
 	}
-	if err := s.git(ctx, fresh, s.environment(r.secrets), s.Dir, fetch...); err != nil {
-		return err
-	}
-	if !s.Checkout {
-		s.Notice("Skipping Git checkout")
-		return nil
-	}
-	s.Notice(fmt.Sprintf("Checking out %s as detached HEAD (ref is %s)...", s.SHA[:8], s.Ref))
-	if err := s.git(ctx, fresh, base, s.Dir, "-c", "submodule.recurse=false", "checkout", "-f", "-q", s.SHA); err != nil {
-		return err
-	}
-	if len(s.CleanFlags) > 0 && !fresh {
-		if err := s.git(ctx, fresh, base, s.Dir, append([]string{"clean"}, s.CleanFlags...)...); err != nil {
-			return err
-		}
-	}
-	s.warnOfLFS()
-	return nil
+	return fresh, s.git(ctx, fresh, s.fetching(r, filepath.Join(s.Dir, ".git")), s.Dir, args...)
 }
 
-// ClearWorktree deletes all files, tracked or not, after sources could not be got into them.
-func (s *Sources) ClearWorktree(ctx context.Context) error {
-	s.Notice("Deleting tracked and untracked files...")
-	if _, err := os.Lstat(filepath.Join(s.Dir, ".git")); err != nil {
-		return nil //nolint:nilerr // there is nothing to clear
+// fetching is the environment of commands that fetch into these repositories.
+func (s *Sources) fetching(r remote, repositories ...string) []string {
+	config := slices.Concat(r.secrets(), s.correlation(r), r.rewrites())
+	if s.CAFile != "" {
+		for _, host := range r.hosts {
+			config = append(config, [2]string{"http." + host + ".sslCAInfo", s.CAFile})
+		}
 	}
-	base := s.environment(nil)
-	if err := s.git(ctx, true, base, s.Dir, "rm", "-rf", "--ignore-unmatch", "--quiet", "."); err != nil {
+	if !slices.ContainsFunc(repositories, needsMaintenance) {
+		config = append(config, [2]string{"maintenance.auto", "false"}, [2]string{"gc.auto", "0"})
+	}
+	return s.environment(config...)
+}
+
+func (s *Sources) correlates() bool { return s.Options.CorrelationID && s.CorrelationID != "" }
+
+func (s *Sources) tellCorrelation() {
+	if s.correlates() {
+		s.Notice("Gitaly correlation ID: " + s.CorrelationID)
+	}
+}
+
+func (s *Sources) correlation(r remote) [][2]string {
+	var list [][2]string
+	if s.correlates() {
+		for _, host := range r.hosts {
+			list = append(list, [2]string{"http." + host + "/.extraHeader", "X-Gitaly-Correlation-ID: " + s.CorrelationID})
+		}
+	}
+	return list
+}
+
+// checkOut puts the job's commit into the project folder, and takes out what is not of it.
+func (s *Sources) checkOut(ctx context.Context, r remote, fresh bool) error {
+	s.Notice(fmt.Sprintf("Checking out %s as detached HEAD (ref is %s)...", s.SHA[:8], s.Ref))
+	env := s.environment()
+	if hasPromised(filepath.Join(s.Dir, ".git")) {
+		env = s.fetching(r, filepath.Join(s.Dir, ".git")) // it fetches what is missing
+	}
+	if err := s.force(ctx, fresh, env, "-c", "submodule.recurse=false", "checkout", "-f", "-q", s.SHA); err != nil {
 		return err
 	}
-	return s.git(ctx, true, base, s.Dir, "clean", "-ffdx")
+	if !fresh {
+		if err := s.detachOldSubmodules(); err != nil {
+			return err
+		}
+		if len(s.CleanFlags) > 0 {
+			if err := s.force(ctx, fresh, s.environment(), append([]string{"clean"}, s.CleanFlags...)...); err != nil {
+				return err
+			}
+		}
+	}
+	return s.pullLFS(ctx, r, fresh)
+}
+
+// ClearWorktree deletes all files, tracked or not, after sources could not be got into them. Submodules' files go too, their
+// repositories stay.
+func (s *Sources) ClearWorktree(context.Context) error {
+	s.Notice("Deleting tracked and untracked files...")
+	entries, err := os.ReadDir(s.Dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if e.Name() != ".git" {
+			err = errors.Join(err, removeTree(filepath.Join(s.Dir, e.Name())))
+		}
+	}
+	// Without an index the next checkout writes every file.
+	for _, name := range []string{"index", "index.lock"} {
+		if e := os.RemoveAll(filepath.Join(s.Dir, ".git", name)); e != nil && !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("clear the project folder: %w", err)
+	}
+	return nil
 }
 
 // CleanUp brings the working copy back to the checked out commit (FF_ENABLE_JOB_CLEANUP).
@@ -215,124 +276,39 @@ func (s *Sources) CleanUp(ctx context.Context) error {
 		}
 		return nil
 	}
-	base := s.environment(nil)
+	r, err := s.remote()
+	if err != nil {
+		return err
+	}
+	repository := filepath.Join(s.Dir, ".git")
+	switch absent, err := s.inspect(repository); {
+	case err != nil:
+		return fmt.Errorf("clean up the project folder: %w", err)
+	case absent:
+		return nil
+	}
+	// Filters and hooks of the job's own must not run any more.
+	if err := errors.Join(s.tidy(repository, r), s.configure(repository, r)); err != nil {
+		return fmt.Errorf("clean up the project folder: %w", err)
+	}
+	env := s.environment()
 	if len(s.CleanFlags) > 0 {
-		if err := s.git(ctx, true, base, s.Dir, append([]string{"clean"}, s.CleanFlags...)...); err != nil {
+		if err := s.force(ctx, false, env, append([]string{"clean"}, s.CleanFlags...)...); err != nil {
 			return err
 		}
 	}
-	return s.git(ctx, true, base, s.Dir, "reset", "--hard")
-}
-
-// git runs one command. fresh says that the repository was made by this job, so no fault is another's.
-func (s *Sources) git(ctx context.Context, fresh bool, env []string, dir string, args ...string) error {
-	code, said, err := s.Run(ctx, append([]string{"git"}, args...), env, dir)
-	name := args[0]
-	if name == "-c" {
-		name = args[2]
+	if err := s.force(ctx, false, env, "reset", "--hard"); err != nil {
+		return err
 	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("git %s: %w", name, err)
-	}
-	if code != 0 {
-		return &ExitError{Command: name, Code: code, damaged: !fresh && damaged(string(said))}
-	}
-	return nil
-}
-
-// damaged says whether git complains about the local repository rather than about the server.
-func damaged(said string) bool {
-	for _, sign := range []string{
-		"not a git repository", "bad object", "corrupt", "loose object", "object file", "missing blob", "missing tree",
-		"missing commit", "unable to read tree", "unable to read sha1", "bad tree object", "bad config", "invalid index",
-		"index file", "index uses", "bad signature", "packfile", "inflate:", "broken link", "reference broken", "cannot lock ref",
-		"unable to resolve reference", "shallow file has changed", "did not send all necessary objects", "invalid object",
-		"File exists", "is not a valid object", "garbage at end", "could not parse", "unexpected line in .git/packed-refs",
-		"attempt to reinitialize repository with different hash", "your current branch appears to be broken",
-	} {
-		if strings.Contains(said, sign) {
-			return true
-		}
-	}
-	return false
-}
-
-// remote is where sources come from.
-type remote struct {
-	url     string      // without credentials
-	host    string      // scheme and host of an HTTP server, or nothing
-	user    string      // for the credential helper
-	secrets [][2]string // git configuration for the fetch alone
-}
-
-func (s *Sources) remote() (remote, error) {
-	u, err := url.Parse(s.URL)
-	if err != nil || s.URL == "" || s.URL[0] == '-' {
-		// Without err: it holds the URL, which holds the token.
-		return remote{}, errors.New("git_info.repo_url: not a URL")
-	}
-	if u.Scheme != "http" && u.Scheme != "https" {
-		return remote{url: s.URL}, nil
-	}
-	if u.Host == "" {
-		return remote{}, errors.New("git_info.repo_url: it names no host")
-	}
-	r := remote{user: "gitlab-ci-token"}
-	password := s.Token
-	if u.User != nil {
-		if p, ok := u.User.Password(); ok {
-			r.user, password = u.User.Username(), p
-		}
-		u.User = nil
-	}
-	r.url = u.String()
-	r.host = (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
-	if password != "" {
-		basic := base64.StdEncoding.EncodeToString([]byte(r.user + ":" + password))
-		r.secrets = [][2]string{{"http." + r.host + "/.extraHeader", "Authorization: Basic " + basic}}
-	}
-	return r, nil
-}
-
-// shortest is the length from which on a password is taken for a secret: nobody said that it is one, and hiding a short
-// word would hide much else.
-const shortest = 8
-
-// Secrets are what of the URL must not be seen in a trace.
-func (s *Sources) Secrets() []string {
-	r, err := s.remote()
-	if err != nil {
+	if !s.submodules() {
 		return nil
 	}
-	var secrets []string
-	for _, c := range r.secrets {
-		secrets = append(secrets, strings.TrimPrefix(c[1], "Authorization: Basic "))
-	}
-	if u, err := url.Parse(s.URL); err == nil && u.User != nil {
-		if p, ok := u.User.Password(); ok && len(p) >= shortest {
-			secrets = append(secrets, p)
-		}
-	}
-	return secrets
-}
-
-// warnOfLFS says that large files are not fetched, if the sources have some.
-func (s *Sources) warnOfLFS() {
-	const most = 1 << 20
-	file, err := os.OpenFile(filepath.Join(s.Dir, ".gitattributes"), os.O_RDONLY|nonblock, 0)
+	had, err := modules(repository)
 	if err != nil {
-		return
+		return fmt.Errorf("look for submodules: %w", err)
 	}
-	defer func() { _ = file.Close() }()
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > most {
-		return
+	if err := s.checkSubmodules(had); err != nil || len(had) == 0 {
+		return err
 	}
-	b := make([]byte, most)
-	n, _ := file.Read(b)
-	if strings.Contains(string(b[:n]), "filter=lfs") {
-		s.Warn("The repository uses Git LFS, which is not supported yet: its large files are pointers.")
-	}
+	return s.cleanSubmodules(ctx, false, env)
 }
