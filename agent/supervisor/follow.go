@@ -10,134 +10,87 @@ import (
 )
 
 const (
-	// lookAgain is how often a job is looked at that runs but cannot be followed: its socket is not there yet, or broke.
-	lookAgain = 250 * time.Millisecond
 	// killPatience is added to the kill grace before the agent kills what was told to end.
 	killPatience = 10 * time.Second
+	// lastWords is how long the end of a job whose environment is gone is waited for: what it said last is on its way.
+	lastWords = 2 * time.Second
 )
 
-// follower is the connection to a running job, read by a goroutine of its own. The trace's growth it handles itself;
-// other events it passes on.
-type follower struct {
-	*folder.Follower
-	events chan folder.Event
-	failed chan error
-	stop   chan struct{}
-	ended  chan struct{}
+// start starts the job's process and follows it to its end.
+func (w *work) start() {
+	if w.here() {
+		w.follow(w.startLocal())
+		return
+	}
+	w.followElsewhere()
 }
 
-// connect returns nil if nobody listens.
-func (w *work) connect() *follower {
-	conn, err := w.folder.Follow(w.leave)
+// resume follows a job that an earlier process of the agent started, or may have.
+func (w *work) resume() {
+	if !w.find(w.life) {
+		return
+	}
+	switch {
+	case w.env == nil:
+		w.die(errors.New("nothing is left of the job's environment"))
+	case w.here():
+		w.follow(w.followLocal())
+	default:
+		w.followElsewhere()
+	}
+}
+
+func (w *work) followElsewhere() {
+	f, err := w.followRemote()
 	if err != nil {
-		if !errors.Is(err, folder.ErrGone) && w.leave.Err() == nil {
-			w.log.Warn("cannot follow the job", "err", err)
-		}
-		return nil
+		w.die(fmt.Errorf("the job cannot be followed: %w", err))
+		return
 	}
-	f := &follower{
-		Follower: conn, events: make(chan folder.Event), failed: make(chan error, 1),
-		stop: make(chan struct{}), ended: make(chan struct{}),
-	}
-	go func() {
-		defer close(f.ended)
-		for {
-			e, err := conn.Next()
-			if err != nil {
-				f.failed <- err
-				return
-			}
-			if e.Kind == folder.EventTrace { // the only one that comes often
-				w.grown(w.prefixLength + e.TraceLength)
-				continue
-			}
-			select {
-			case f.events <- e:
-			case <-f.stop:
-				return
-			}
-		}
-	}()
-	return f
+	w.follow(f)
 }
 
-func (f *follower) close() {
-	close(f.stop)
-	_ = f.Close()
-	<-f.ended
+// here says whether the job's folder is the one on this host.
+func (w *work) here() bool {
+	_, ok := w.env.LocalFolder()
+	return ok
 }
 
-// follow watches a job that runs until its process is gone and its result is settled, or the agent leaves. ready (nil: it
-// is ready) is closed when the job can be followed; ended (nil: its process is not ours) brings why the process ended.
-func (w *work) follow(ready <-chan struct{}, ended <-chan error) {
+// follow watches a job until its process is gone and its result is settled, or the agent leaves. It closes f.
+func (w *work) follow(f follower) {
+	defer f.close()
+	questions := newQuestions(w)
+	defer questions.close()
 	var (
-		f      *follower
-		events <-chan folder.Event
-		failed <-chan error
 		sent   orders           // what the job has been told on this connection
 		doom   <-chan time.Time // when to kill what was told to stop
 		linger <-chan time.Time // when to kill what has its result
+		gone   <-chan time.Time // when to give up a job whose environment is gone
 	)
-	drop := func() {
-		if f != nil {
-			f.close()
-			f, events, failed, sent = nil, nil, nil, orders{}
-		}
-	}
-	defer drop()
-	connect := func() {
-		if f = w.connect(); f != nil {
-			events, failed = f.events, f.failed
-			w.tell(f, &sent, &doom)
-		}
-	}
-	ticker := time.NewTicker(lookAgain)
-	defer ticker.Stop()
-	if ready == nil {
-		connect()
-		if f == nil && ended == nil && w.over(nil) {
-			return
-		}
-	}
+	w.tell(f, &sent, &doom)
 	discarded, lost := w.life.Done(), w.env.Done()
 	for {
 		select {
-		case <-ready:
-			ready = nil
-			w.emit(w.leave, Fenced)
-			connect()
-		case e := <-events:
-			switch e.Kind {
-			case folder.EventStage:
-				w.log.Debug("stage", "stage", e.Stage)
-			case folder.EventResult:
+		case h := <-f.happenings():
+			switch h.what {
+			case connected:
+				sent = orders{}
+				w.tell(f, &sent, &doom)
+			case begun:
+				w.emit(w.leave, Fenced)
+			case asked:
+				questions.ask(h.ask)
+			case resulted:
 				if w.settle() {
 					linger = time.After(endPatience)
 				}
-			}
-		case err := <-failed:
-			if !errors.Is(err, folder.ErrGone) && w.leave.Err() == nil {
-				w.log.Warn("lost sight of the job", "err", err)
-			}
-			drop()
-			if ended == nil && w.over(nil) {
+			case over:
+				f.close()
+				w.ended(h.why)
 				return
 			}
-		case why := <-ended:
-			ended, ready = nil, nil
-			if w.leave.Err() != nil || w.over(why) {
-				return
-			}
-		case <-ticker.C:
-			if f != nil || ready != nil {
-				continue
-			}
-			if size, err := w.trace.Size(); err == nil {
-				w.grown(size)
-			}
-			if connect(); f == nil && ended == nil && w.over(nil) {
-				return
-			}
+		case a := <-questions.answers:
+			questions.answered(a)
+			w.send(f, folder.Order{Kind: folder.OrderAnswer, Answer: a})
 		case <-w.news:
 			w.tell(f, &sent, &doom)
 		case <-doom:
@@ -145,11 +98,11 @@ func (w *work) follow(ready <-chan struct{}, ended <-chan error) {
 		case <-linger:
 			linger = w.kill("it has its result but does not end")
 		case <-lost:
-			lost = nil
-			w.die(fmt.Sprintf("the environment is gone: %v", w.env.Err()))
-			if ended == nil {
-				return
-			}
+			lost, gone = nil, time.After(lastWords)
+		case <-gone:
+			f.close()
+			w.ended(nil)
+			return
 		case <-discarded:
 			discarded = nil
 			if w.leave.Err() != nil {
@@ -158,55 +111,53 @@ func (w *work) follow(ready <-chan struct{}, ended <-chan error) {
 			if linger != nil {
 				continue // it is about to end by itself
 			}
-			doom = w.kill("it is not wanted any more")
-			if ended == nil && doom == nil {
+			if doom = w.kill("it is not wanted any more"); doom == nil {
 				return
 			}
 		}
 	}
 }
 
+// ended settles the result of a job whose process is gone.
+func (w *work) ended(why error) {
+	if w.life.Err() != nil || w.settle() {
+		return
+	}
+	switch gone := w.env.Err(); {
+	case gone != nil:
+		why = fmt.Errorf("the environment is gone: %w", gone)
+	case why == nil:
+		why = errNoResult
+	}
+	w.die(why)
+}
+
+// errNoResult is why a job without a result failed, if nothing more is known.
+var errNoResult = errors.New("the job's process is gone and left no result")
+
 // tell forwards orders to the job.
-func (w *work) tell(f *follower, sent *orders, doom *<-chan time.Time) {
+func (w *work) tell(f follower, sent *orders, doom *<-chan time.Time) {
 	o := w.current()
 	const kill = fleetv1.CancelMode_CANCEL_MODE_KILL
 	if o.cancel == kill && *doom == nil {
 		*doom = time.After(w.env.Job().KillGrace + killPatience)
 	}
-	if f == nil {
-		return
-	}
-	var err error
 	if o.cancel > sent.cancel {
-		err = f.Cancel(o.cancel == kill)
 		sent.cancel = o.cancel
+		order := folder.Order{Kind: folder.OrderCancelGraceful}
+		if o.cancel == kill {
+			order.Kind = folder.OrderCancelKill
+		}
+		w.send(f, order)
 	}
 	if left := time.Until(o.lease); !o.lease.Equal(sent.lease) && left > 0 {
-		err = errors.Join(err, f.Lease(left))
 		sent.lease = o.lease
-	}
-	if err != nil && !errors.Is(err, folder.ErrGone) {
-		w.log.Warn("cannot reach the job", "err", err)
+		w.send(f, folder.Order{Kind: folder.OrderLease, Lease: left})
 	}
 }
 
-// over says whether the job's process is gone, and settles the result then. why is what is known of its end.
-func (w *work) over(why error) bool {
-	running, err := w.folder.Running()
-	if err != nil {
-		w.log.Warn("cannot look after the job", "err", err)
-		return false
+func (w *work) send(f follower, o folder.Order) {
+	if err := f.send(o); err != nil && !errors.Is(err, folder.ErrGone) {
+		w.log.Warn("cannot reach the job", "err", err)
 	}
-	if running {
-		return false
-	}
-	if w.life.Err() != nil || w.settle() {
-		return true
-	}
-	text := "the job's process is gone and left no result"
-	if why != nil {
-		text = why.Error()
-	}
-	w.die(text)
-	return true
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/switchyard-ci/switchyard/agent/ledger"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
@@ -43,6 +44,8 @@ type Intent struct {
 	Runner              Runner `json:"runner"`
 	ConcurrentID        int    `json:"concurrent_id"`
 	ConcurrentProjectID int    `json:"concurrent_project_id"`
+	// Timeout is the job's own limit; 0 is GitLab's default.
+	Timeout time.Duration `json:"timeout"`
 }
 
 // Runner is the runner that claimed the job.
@@ -60,6 +63,7 @@ func IntentOf(o *fleetv1.Offer) Intent {
 		Executor: o.GetExecutor(), OutputLimit: o.GetOutputLimit(),
 		ProjectID: o.GetEnvelope().GetProjectId(), ProjectPath: o.GetEnvelope().GetProjectPath(),
 		JobName: o.GetEnvelope().GetJobName(), GitLabJob: o.GetEnvelope().GetGitlabJobId(),
+		Timeout: max(0, o.GetEnvelope().GetTimeout().AsDuration()),
 		Runner: Runner{
 			ID: o.GetRunner().GetId(), Name: o.GetRunner().GetName(),
 			ShortToken: o.GetRunner().GetShortToken(), SystemID: o.GetRunner().GetSystemId(),

@@ -132,8 +132,8 @@ func (p *prefix) put(b []byte) {
 	p.grown(p.length)
 }
 
-// lastWords is what stands at the end of a trace whose job the agent ended.
-func lastWords(reason runnerapi.FailureReason, message string) string {
+// farewell is what stands at the end of a trace whose job the agent ended.
+func farewell(reason runnerapi.FailureReason, message string) string {
 	kind := ""
 	if reason == runnerapi.ReasonRunnerSystem {
 		kind = " (system failure)"

@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/switchyard-ci/switchyard/agent/ledger"
+	"github.com/switchyard-ci/switchyard/agent/uplink"
 	"github.com/switchyard-ci/switchyard/executors"
 	"github.com/switchyard-ci/switchyard/job/folder"
 )
@@ -83,11 +85,15 @@ func (j *Job) takeUp(leave context.Context, run func(func())) (Recovered, error)
 	return Recovered{j, phase, fenced}, nil
 }
 
-// inspect reads a job's files; body is what is left to do.
+// inspect reads a job's files on this host; body is what is left to do.
 func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err error) {
 	fail := func(err error) (ledger.Phase, bool, func(), error) { return 0, false, nil, err }
-	w.recovered = true
+	w.recovered, w.intent = true, w.Intent
+	if w.config.Executors[w.Intent.Executor] == nil {
+		return fail(fmt.Errorf("it was run by the executor %q, which this agent does not have any more", w.Intent.Executor))
+	}
 	if w.folder, err = folder.Open(filepath.Join(w.dir, folderName)); errors.Is(err, os.ErrNotExist) {
+		w.sought = true // nothing was made yet, or it is destroyed
 		if err := w.finishReset(); err != nil {
 			return fail(err)
 		}
@@ -98,34 +104,39 @@ func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err erro
 	if w.trace, err = w.folder.OpenTrace(); err != nil {
 		return fail(err)
 	}
-	_, err = w.folder.Started()
-	fenced = err == nil
-	if err != nil && !errors.Is(err, folder.ErrNotStarted) {
+	running, err := w.folder.Running()
+	if err != nil {
 		return fail(err)
 	}
-	if err := w.recoverEnvironment(); err != nil {
+	if _, err = w.folder.Started(); err != nil && !errors.Is(err, folder.ErrNotStarted) {
 		return fail(err)
+	}
+	fenced = err == nil
+	given, launchErr := readLaunched(w.dir)
+	elsewhere := launchErr == nil
+	if !elsewhere && !errors.Is(launchErr, os.ErrNotExist) {
+		return fail(launchErr)
 	}
 	spec, specErr := w.folder.Spec()
 	w.prefixLength = spec.PrefixLength
+	w.settings = Settings{Settings: spec.Settings, ServerURL: spec.ServerURL, ServerCA: spec.ServerCA}
 	o, outcomeErr := readOutcome(w.dir)
-	running, err := w.folder.Running()
 	switch {
-	case err != nil:
-		return fail(err)
 	case outcomeErr == nil: // the agent ended it
 		w.config.Traces.Add(w.Intent.Ref(), w.trace)
 		w.conclude(o.proto())
 		return ledger.Finished, fenced, func() {}, nil
 	case !errors.Is(outcomeErr, os.ErrNotExist):
 		return fail(outcomeErr)
-	case !fenced && !running:
-		if err := w.reset(); err != nil {
+	case !fenced && !running && !elsewhere:
+		return ledger.Accepted, false, w.again, nil
+	case specErr != nil && !elsewhere: // a host that was restarted may have lost it; see followRemote
+		return fail(specErr)
+	}
+	if elsewhere {
+		if err := w.distrust(given); err != nil {
 			return fail(err)
 		}
-		return ledger.Accepted, false, w.fresh, nil
-	case specErr != nil:
-		return fail(specErr)
 	}
 	w.config.Traces.Add(w.Intent.Ref(), w.trace)
 	if !running {
@@ -140,33 +151,62 @@ func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err erro
 	return ledger.Started, fenced, w.resume, nil
 }
 
-// recoverEnvironment finds the environment again, if there is one.
-func (w *work) recoverEnvironment() error {
-	x := w.config.Executors[w.Intent.Executor]
-	if x == nil {
-		return fmt.Errorf("it was run by the executor %q, which this agent does not have any more", w.Intent.Executor)
+// find takes up the environment of a recovered job, if there is one. A place that cannot be asked is asked again, for as
+// long as that takes: what is there is this job's alone. It returns false if ctx ended before.
+func (w *work) find(ctx context.Context) bool {
+	backoff := uplink.Backoff{First: time.Second, Most: time.Minute}
+	for told := false; !w.sought; told = true {
+		env, err := w.config.Executors[w.Intent.Executor].Recover(ctx, w.spec(nil))
+		switch {
+		case err == nil:
+			w.env, w.sought = env, true
+			continue
+		case errors.Is(err, executors.ErrNotFound):
+			w.sought = true
+			continue
+		case ctx.Err() != nil:
+			return false
+		case !told:
+			w.log.Error("cannot take up the job's environment; it is tried again", "err", err)
+		}
+		select {
+		case <-time.After(backoff.Next()):
+		case <-ctx.Done():
+			return false
+		}
 	}
-	env, err := x.Recover(w.leave, w.spec(nil))
-	if errors.Is(err, executors.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	w.env = env
-	return nil
+	return true
 }
+
+// again is for a job that was killed with the agent before it started.
+func (w *work) again() {
+	if !w.find(w.life) {
+		return
+	}
+	err := w.reset()
+	switch {
+	case err == nil:
+		w.fresh()
+	case !w.awaitLaunch():
+	case errors.Is(err, errBegun):
+		w.config.Traces.Add(w.Intent.Ref(), w.trace)
+		w.resume()
+	default:
+		w.failWithoutFolder(fmt.Sprintf("the agent was restarted and cannot prepare the job anew: %v", err))
+	}
+}
+
+// errBegun says that a process of the job which was on its way has arrived.
+var errBegun = errors.New("its process has just begun")
 
 // reset makes a new folder for a job that was killed with the agent before it started. Of the old one only the prefix is
 // kept: the control plane may have some of it, and a trace never changes. The locks, and that the folder is another one,
 // make sure that no switchyard-job which was on its way can start.
 func (w *work) reset() error {
-	if w.env != nil {
-		if err := w.env.Destroy(w.leave); err != nil {
-			return fmt.Errorf("destroy an environment that was never used: %w", err)
-		}
-		w.env = nil
+	if w.destroy(); w.leave.Err() != nil {
+		return w.leave.Err()
 	}
+	w.env = nil
 	start, err := w.folder.LockStart()
 	if err != nil {
 		return err
@@ -177,11 +217,11 @@ func (w *work) reset() error {
 		return err
 	}
 	if !ok {
-		return errors.New("its process has just begun")
+		return errBegun
 	}
 	defer func() { _ = lock.Close() }()
 	if _, err := w.folder.Started(); !errors.Is(err, folder.ErrNotStarted) {
-		return errors.New("its process has just begun")
+		return errBegun
 	}
 	w.close()
 	next, old := filepath.Join(w.dir, nextFolderName), filepath.Join(w.dir, folderName)
@@ -204,13 +244,4 @@ func (w *work) finishReset() error {
 		return fmt.Errorf("prepare the job anew: %w", err)
 	}
 	return nil
-}
-
-// resume follows a job that an earlier process of the agent started.
-func (w *work) resume() {
-	if w.env == nil {
-		w.die("nothing is left of the job's environment")
-		return
-	}
-	w.follow(nil, nil)
 }

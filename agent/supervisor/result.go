@@ -81,12 +81,12 @@ func (w *work) conclude(r *fleetv1.Result) {
 }
 
 // die ends a job whose process left no usable result.
-func (w *work) die(message string) {
+func (w *work) die(why error) {
 	w.kill("it left no result")
 	if w.leave.Err() != nil || w.result.Load() != nil {
 		return
 	}
-	w.fail(runnerapi.ReasonRunnerSystem, message)
+	w.fail(reasonOf(why), why.Error())
 }
 
 // failEarly ends a job that could not be started.
@@ -94,11 +94,14 @@ func (w *work) failEarly(err error) {
 	if w.life.Err() != nil {
 		return
 	}
-	reason := runnerapi.ReasonRunnerSystem
+	w.fail(reasonOf(err), err.Error())
+}
+
+func reasonOf(err error) runnerapi.FailureReason {
 	if known := (*executors.Error)(nil); errors.As(err, &known) {
-		reason = known.Reason
+		return known.Reason
 	}
-	w.fail(reason, err.Error())
+	return runnerapi.ReasonRunnerSystem
 }
 
 // fail ends the job in the agent's words: the trace's last segment, and a result that survives the agent.
@@ -112,7 +115,7 @@ func (w *work) fail(reason runnerapi.FailureReason, message string) {
 	if s, err := w.folder.Started(); err == nil && !s.At.IsZero() {
 		o.StartedAt = s.At.UnixMilli()
 	}
-	err := w.appendSuffix(lastWords(reason, o.Message))
+	err := w.appendSuffix(farewell(reason, o.Message))
 	if err == nil {
 		o.TraceLength, o.TraceCRC32, err = w.checksum()
 	}
@@ -152,7 +155,7 @@ func (o outcome) proto() *fleetv1.Result {
 // failWithoutFolder ends a job for which nothing can be written to the disk: its trace is in memory.
 func (w *work) failWithoutFolder(message string) {
 	w.log.Error("the job failed", "message", message)
-	text := []byte(lastWords(runnerapi.ReasonRunnerSystem, message))
+	text := []byte(farewell(runnerapi.ReasonRunnerSystem, message))
 	w.config.Traces.Add(w.Intent.Ref(), bytes.NewReader(text))
 	now := timestamppb.Now()
 	w.finish(&fleetv1.Result{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/switchyard-ci/switchyard/agent/uplink"
@@ -35,6 +36,8 @@ type work struct {
 	supported    []runnerapi.FailureReason // by the job's GitLab, as far as is known
 	prefixLength int64
 	settings     Settings
+	sought       bool        // the environment of a recovered job was looked for
+	killed       atomic.Bool // the job's processes were killed: it is not started any more
 }
 
 // run is a job's goroutine: body brings the job to its result, the rest clears up.
@@ -79,7 +82,7 @@ func (w *work) close() {
 
 // destroy removes the environment. It repeats that for as long as it takes: until then the slot is not free.
 func (w *work) destroy() {
-	if w.env == nil {
+	if w.recovered && !w.find(w.leave) || w.env == nil {
 		return
 	}
 	backoff := uplink.Backoff{First: time.Second, Most: time.Minute}
@@ -161,7 +164,7 @@ func (w *work) fresh() {
 		w.failEarly(err)
 		return
 	}
-	w.exec()
+	w.start()
 }
 
 // fetch gets the payload, if possible before the job is launched. Until then a refusal is not final: the request may have
@@ -253,10 +256,20 @@ func (j *Job) outputLimit() int64 {
 	return defaultOutputLimit
 }
 
-func (j *Job) spec(job *runnerapi.Job) executors.Spec {
-	return executors.Spec{
-		Name: Name(j.config.Fleet, j.Intent.Ref()), Folder: filepath.Join(j.dir, folderName), Job: job, JobBinary: j.config.JobBinary,
+// spec describes the job's environment; job is nil for Recover.
+func (w *work) spec(job *runnerapi.Job) executors.Spec {
+	s := executors.Spec{
+		Name: Name(w.config.Fleet, w.Intent.Ref()), Folder: filepath.Join(w.dir, folderName), Job: job, JobBinary: w.config.JobBinary,
+		Runner: w.runner(), ConcurrentID: w.intent.ConcurrentID, ConcurrentProjectID: w.intent.ConcurrentProjectID,
+		Timeout: w.intent.Timeout, ServerURL: w.settings.ServerURL, ServerCA: w.settings.ServerCA, Settings: w.settings.Settings,
 	}
+	if job != nil && job.RunnerInfo.Timeout > 0 {
+		s.Timeout = time.Duration(job.RunnerInfo.Timeout) * time.Second
+	}
+	if s.Timeout <= 0 {
+		s.Timeout = defaultTimeout
+	}
+	return s
 }
 
 // prepare has the executor make the environment, within the time limit of the runner and the job.
@@ -267,9 +280,7 @@ func (w *work) prepare(p *prefix, job *runnerapi.Job) error {
 	}
 	ctx, cancel := w.settings.prepareLimit(w.preparing, job)
 	defer cancel()
-	spec := w.spec(job)
-	spec.Runner, spec.ConcurrentID, spec.ConcurrentProjectID = w.runner(), w.intent.ConcurrentID, w.intent.ConcurrentProjectID
-	env, err := x.Prepare(ctx, spec, p)
+	env, err := x.Prepare(ctx, w.spec(job), p)
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -277,9 +288,6 @@ func (w *work) prepare(p *prefix, job *runnerapi.Job) error {
 		return fmt.Errorf("prepare environment: %w", err)
 	}
 	w.env = env
-	if _, ok := env.LocalFolder(); !ok {
-		return fmt.Errorf("the executor %q keeps job folders away from this host, which this agent cannot follow", w.Intent.Executor)
-	}
 	return context.Cause(w.preparing)
 }
 
@@ -315,32 +323,12 @@ func (w *work) runner() folder.Runner {
 	}
 }
 
-// exec starts switchyard-job and follows it to its end.
-func (w *work) exec() {
-	ready := newReadiness()
-	complaint := &tail{}
-	place := w.env.Job()
-	ended := make(chan error, 1)
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		code, err := w.env.Exec(w.leave, executors.Command{
-			Argv: []string{place.Binary, "run", place.Folder}, Stdout: ready, Stderr: complaint,
-		})
-		if err == nil {
-			err = &exitError{code, complaint}
-		}
-		ended <- err
-	}()
-	w.follow(ready.line, ended)
-	<-stopped
-}
-
 // kill kills all processes of the job. If that fails it returns a channel that says when to try again.
 func (w *work) kill(why string) (again <-chan time.Time) {
 	if w.env == nil {
 		return nil
 	}
+	w.killed.Store(true)
 	w.log.Info("killing the job's processes", "why", why)
 	if err := w.env.Kill(w.leave); err != nil && w.leave.Err() == nil {
 		w.log.Error("cannot kill the job's processes; it is tried again", "err", err)
