@@ -125,10 +125,11 @@ type Spec struct {
 	ConcurrentProjectID int
 	// Timeout is the job's own time limit; it is never 0. Prepare's ctx heeds it.
 	Timeout time.Duration
-	// ServerURL, ServerCA and Settings are as in [folder.Spec]: those of the runner.
-	ServerURL string
-	ServerCA  string
-	Settings  folder.Settings
+	// ServerURL, ServerCA, Settings and Environment are as in [folder.Spec]: those of the runner.
+	ServerURL   string
+	ServerCA    string
+	Settings    folder.Settings
+	Environment []runnerapi.Variable
 }
 
 // Place is the executor's part of [folder.Spec]; fields of the same name mean the same.

@@ -262,6 +262,7 @@ func (w *work) spec(job *runnerapi.Job) executors.Spec {
 		Name: Name(w.config.Fleet, w.Intent.Ref()), Folder: filepath.Join(w.dir, folderName), Job: job, JobBinary: w.config.JobBinary,
 		Runner: w.runner(), ConcurrentID: w.intent.ConcurrentID, ConcurrentProjectID: w.intent.ConcurrentProjectID,
 		Timeout: w.intent.Timeout, ServerURL: w.settings.ServerURL, ServerCA: w.settings.ServerCA, Settings: w.settings.Settings,
+		Environment: w.settings.Environment,
 	}
 	if job != nil && job.RunnerInfo.Timeout > 0 {
 		s.Timeout = time.Duration(job.RunnerInfo.Timeout) * time.Second
