@@ -17,6 +17,7 @@ import (
 type environment struct {
 	executor *Executor
 	spec     executors.Spec
+	user     *user // nil: the agent's
 
 	once sync.Once
 	done chan struct{}
@@ -24,7 +25,11 @@ type environment struct {
 }
 
 func newEnvironment(e *Executor, spec executors.Spec) *environment {
-	return &environment{executor: e, spec: spec, done: make(chan struct{})}
+	v := &environment{executor: e, spec: spec, done: make(chan struct{})}
+	if n := len(e.users); n > 0 {
+		v.user = &e.users[spec.ConcurrentID%n]
+	}
+	return v
 }
 
 func (v *environment) end(why error) {
@@ -36,12 +41,16 @@ func (v *environment) end(why error) {
 
 func (v *environment) Job() executors.Place {
 	c := v.executor.config
+	builds, cache := c.BuildsDir, c.CacheDir
+	if v.user != nil {
+		builds, cache = v.user.folder(builds), v.user.folder(cache)
+	}
 	return executors.Place{
 		Folder:          v.spec.Folder,
 		Binary:          v.spec.JobBinary,
 		Hostname:        v.executor.hostname,
-		BuildsDir:       c.BuildsDir,
-		CacheDir:        c.CacheDir,
+		BuildsDir:       builds,
+		CacheDir:        cache,
 		SharedBuildsDir: true,
 		Shells:          v.executor.shells,
 		Login:           true,
@@ -63,11 +72,59 @@ func (v *environment) Err() error {
 }
 
 func (v *environment) Exec(ctx context.Context, c executors.Command) (int, error) {
-	environ := append(slices.Clip(v.executor.environ), marker+"="+v.spec.Folder)
-	return run(ctx, c, environ, v.executor.config.BuildsDir)
+	how := launch{environ: append(slices.Clip(v.executor.environ), marker+"="+v.spec.Folder), dir: v.Job().BuildsDir}
+	if v.user != nil {
+		if err := v.user.take(v.spec.Folder); err != nil {
+			return 0, fmt.Errorf("give the job folder to %s: %w", v.user.name, err)
+		}
+		how.environ, how.credential = v.user.environ(how.environ), v.user.credential
+	}
+	release, err := v.hold(c)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	how.started = func(pid int) error {
+		defer release()
+		return v.executor.groups.add(ctx, v.spec.Name, pid)
+	}
+	code, err := run(ctx, c, how)
+	if v.isJob(c) && code == killed && v.executor.groups.outOfMemory(v.spec.Name) {
+		v.end(fmt.Errorf("the job used more memory than its limit of %d bytes, and the kernel killed it", v.executor.config.Limits.Memory))
+	}
+	return code, err
+}
+
+// killed is the exit code of what SIGKILL ended.
+const killed = 128 + 9
+
+// isJob says whether a command is the job itself.
+func (v *environment) isJob(c executors.Command) bool {
+	return len(c.Argv) > 1 && c.Argv[0] == v.spec.JobBinary && c.Argv[1] == "run"
+}
+
+// hold keeps a switchyard-job that is about to be started from beginning, until release is called: first it has to be in
+// the job's group, or what it starts meanwhile would not be.
+func (v *environment) hold(c executors.Command) (release func(), err error) {
+	if !v.isJob(c) || !v.executor.groups.any() {
+		return func() {}, nil
+	}
+	f, err := folder.Open(v.spec.Folder)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	lock, err := f.LockStart()
+	if err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() { _ = lock.Close() }), nil
 }
 
 func (v *environment) Kill(ctx context.Context) error {
+	if err := v.executor.groups.kill(ctx, v.spec.Name); err != nil {
+		return fmt.Errorf("kill the job's processes: %w", err)
+	}
 	if err := killAll(ctx, v.spec.Folder); err != nil {
 		return fmt.Errorf("kill the job's processes: %w", err)
 	}
@@ -77,10 +134,12 @@ func (v *environment) Kill(ctx context.Context) error {
 // Destroy kills what is left. A job that ended in order left nothing: switchyard-job ends only after everything that
 // descends from it has.
 func (v *environment) Destroy(ctx context.Context) error {
-	if v.ended() {
-		return nil
+	if !v.ended() {
+		if err := v.Kill(ctx); err != nil {
+			return err
+		}
 	}
-	return v.Kill(ctx)
+	return v.executor.groups.remove(ctx, v.spec.Name)
 }
 
 // ended reports whether the job has a result and its process is gone.

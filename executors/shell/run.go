@@ -19,9 +19,18 @@ import (
 // drain is how long output is read after the process has ended: something that it left behind may hold the pipe open.
 const drain = time.Second
 
+// launch is how a process is started.
+type launch struct {
+	environ    []string
+	dir        string
+	credential *syscall.Credential // nil: as the agent itself
+	// started is called once the process is there; its error kills it.
+	started func(pid int) error
+}
+
 // run starts a process in a session of its own, so that no signal to the agent's reaches it, and waits for it. When ctx
 // ends the process goes on without being waited for.
-func run(ctx context.Context, c executors.Command, environ []string, dir string) (int, error) {
+func run(ctx context.Context, c executors.Command, how launch) (int, error) {
 	if len(c.Argv) == 0 {
 		return 0, errors.New("start a process: no command")
 	}
@@ -38,10 +47,17 @@ func run(ctx context.Context, c executors.Command, environ []string, dir string)
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", path, err)
 	}
-	waiter, err := start(path, &os.ProcAttr{Dir: dir, Env: environ, Files: files, Sys: &syscall.SysProcAttr{Setsid: true}}, c.Argv)
+	waiter, err := start(path, &os.ProcAttr{
+		Dir: how.dir, Env: how.environ, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, Credential: how.credential},
+	}, c.Argv)
 	p.closeTheirs()
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", path, err)
+	}
+	if err := how.started(waiter.process.Pid); err != nil {
+		_ = waiter.process.Kill()
+		_, waitErr := waiter.wait(ctx)
+		return 0, errors.Join(err, waitErr)
 	}
 	p.copy(c)
 	state, err := waiter.wait(ctx)

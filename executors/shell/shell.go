@@ -1,8 +1,9 @@
 //go:build unix
 
-// Package shell runs jobs on the agent's own host, as the agent's user. An environment is a set of processes: those that
-// carry the job folder's path in their environment, and what descends from them. There is no isolation: jobs on one
-// host see and trust one another, as under gitlab-runner's shell executor.
+// Package shell runs jobs on the agent's own host. An environment is a set of processes: those in the job's control group,
+// those that carry the job folder's path in their environment, and what descends from them. Without run_as jobs run as the
+// agent's user and there is no isolation: jobs on one host see and trust one another, as under gitlab-runner's shell
+// executor.
 package shell
 
 import (
@@ -42,6 +43,11 @@ type Config struct {
 	CacheDir  string
 	// Shell is "bash", "sh" or empty: bash if there is one.
 	Shell string
+	// RunAs are users that jobs run as; the agent must be root. The job in slot n is that of user n (modulo their number),
+	// with folders for builds and caches of its own below BuildsDir and CacheDir. None: the agent's user.
+	RunAs []string
+	// Limits bound what all processes of one job may use together.
+	Limits Limits
 	// KillGrace is the time between SIGTERM and SIGKILL; 0 means DefaultKillGrace.
 	KillGrace time.Duration
 	// Environ is the environment that jobs begin with, in the form of os.Environ, less what Inherited removes.
@@ -57,6 +63,8 @@ type Executor struct {
 	shells   []string
 	environ  []string
 	hostname string
+	users    []user // of RunAs
+	groups   groups
 }
 
 // New checks the configuration.
@@ -84,7 +92,14 @@ func New(c Config) (*Executor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("shell executor: %w", err)
 	}
-	return &Executor{config: c, shells: shells, environ: Inherited(c.Environ), hostname: hostname}, nil
+	e := &Executor{config: c, shells: shells, environ: Inherited(c.Environ), hostname: hostname}
+	if e.users, err = lookUp(c.RunAs); err != nil {
+		return nil, fmt.Errorf("shell executor: %w", err)
+	}
+	if e.groups, err = findGroups(c); err != nil {
+		return nil, fmt.Errorf("shell executor: limits: %w", err)
+	}
+	return e, nil
 }
 
 // Inherited returns what of the agent's environment its jobs get: all but what is the agent's own or its supervisor's.
@@ -108,7 +123,7 @@ func (e *Executor) Features() executors.Features {
 	return executors.Features{
 		Runner:        runnerapi.Features{Variables: true, Shared: true},
 		Shell:         e.shells[0],
-		SurvivesAgent: !e.config.Supervised,
+		SurvivesAgent: !e.config.Supervised || e.groups.outlive(),
 	}
 }
 
@@ -123,6 +138,11 @@ func (e *Executor) Check(context.Context) error {
 	}
 	if err := e.makeFolders(); err != nil {
 		return err
+	}
+	for _, u := range e.users {
+		if err := e.openTo(u); err != nil {
+			return err
+		}
 	}
 	if _, err := exec.LookPath("git"); err != nil {
 		e.config.Log.Warn("git is not installed: jobs that fetch their repository will fail", "executor", Name)
@@ -150,7 +170,13 @@ func (e *Executor) Prepare(_ context.Context, spec executors.Spec, trace io.Writ
 	if _, err := fmt.Fprintf(trace, "Using Shell (%s) executor...\n", e.shells[0]); err != nil {
 		return nil, fmt.Errorf("write the trace: %w", err)
 	}
-	return newEnvironment(e, spec), nil
+	env := newEnvironment(e, spec)
+	if env.user != nil {
+		if err := env.user.ownFolders(e.config.BuildsDir, e.config.CacheDir); err != nil {
+			return nil, fmt.Errorf("shell executor: %w", err)
+		}
+	}
+	return env, nil
 }
 
 // Recover takes up what an earlier process of the agent left. The environment is done if the host was restarted since.
@@ -195,5 +221,5 @@ func (e *Executor) Sweep(ctx context.Context, keep func(name string) bool) error
 		e.config.Log.Warn("killing processes of a job that this agent does not hold any more", "folder", path)
 		errs = append(errs, killAll(ctx, path))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, e.groups.sweep(ctx, keep))...)
 }

@@ -19,11 +19,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits bound all processes of one job together. Zero values are no limit.
+// Limits bound all processes of one job together. Zero values are no limit. There is none on the number of processes: it
+// would hold for switchyard-job too, which could not end the job any more when the script has used it up.
 type Limits struct {
 	Memory int64   // bytes
 	CPUs   float64 // processors' worth of time
-	PIDs   int64   // processes and threads
 }
 
 func (l Limits) any() bool { return l != Limits{} }
@@ -45,7 +45,7 @@ type Facts struct {
 	Systemd bool
 	// Unified: the cgroup v2 hierarchy is the host's. Writable: the process may make groups below its own.
 	Unified, Writable bool
-	// Controllers that limits can be set with below the process's own group: memory, cpu, pids.
+	// Controllers that limits can be set with below the process's own group: memory, cpu.
 	Controllers []string
 }
 
@@ -63,7 +63,7 @@ func Decide(f Facts, l Limits) (Kind, error) {
 	for _, c := range []struct {
 		controller string
 		wanted     bool
-	}{{"memory", l.Memory > 0}, {"cpu", l.CPUs > 0}, {"pids", l.PIDs > 0}} {
+	}{{"memory", l.Memory > 0}, {"cpu", l.CPUs > 0}} {
 		if c.wanted && (kind == None || !slices.Contains(f.Controllers, c.controller)) {
 			return None, fmt.Errorf("the limit on %s cannot be kept: this process may not make control groups with that controller: "+
 				"run the agent as root or under systemd, or remove the limit", c.controller)

@@ -77,9 +77,6 @@ func (l *legacy) add(_ context.Context, name string, pid int, limits Limits) err
 		period, quota := cpuPeriod, int64(limits.CPUs*float64(cpuPeriod))
 		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
 	}
-	if limits.PIDs > 0 {
-		r.Pids = &specs.LinuxPids{Limit: &limits.PIDs}
-	}
 	g, err := cgroup1.New(l.path(name), r, cgroup1.WithHierarchy(l.hierarchy))
 	if err != nil {
 		return err

@@ -51,9 +51,6 @@ func properties(pid int, l Limits) []dbus.Property {
 	if l.CPUs > 0 {
 		list = append(list, dbus.Property{Name: "CPUQuotaPerSecUSec", Value: godbus.MakeVariant(uint64(l.CPUs * 1e6))})
 	}
-	if l.PIDs > 0 {
-		list = append(list, dbus.Property{Name: "TasksMax", Value: godbus.MakeVariant(uint64(l.PIDs))})
-	}
 	return list
 }
 

@@ -46,7 +46,7 @@ func newUnified(l Limits) (*unified, error) {
 		return nil, err
 	}
 	var give []string
-	for _, c := range []string{"memory", "cpu", "pids"} {
+	for _, c := range []string{"memory", "cpu"} {
 		if slices.Contains(strings.Fields(string(b)), c) {
 			give = append(give, "+"+c)
 			u.controllers = append(u.controllers, c)
@@ -93,9 +93,6 @@ func (u *unified) add(_ context.Context, name string, pid int, l Limits) error {
 	if l.CPUs > 0 {
 		period, quota := cpuPeriod, int64(l.CPUs*float64(cpuPeriod))
 		r.CPU = &cgroup2.CPU{Max: cgroup2.NewCPUMax(&quota, &period)}
-	}
-	if l.PIDs > 0 {
-		r.Pids = &cgroup2.Pids{Max: l.PIDs}
 	}
 	if err := os.Mkdir(u.dir(name), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
