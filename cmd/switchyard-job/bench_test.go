@@ -3,6 +3,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/attach"
 )
 
 // built is the program as it is shipped.
@@ -92,4 +95,43 @@ func BenchmarkTrace(b *testing.B) {
 		b.StartTimer()
 	}
 	b.ReportMetric(float64(own.Microseconds())/1000/float64(b.N)/(size/1e6), "cpu-ms/MB")
+}
+
+// BenchmarkLaunch compares the two ways to a result: run in a folder that is there, and launch, which makes the folder,
+// starts run and follows it.
+func BenchmarkLaunch(b *testing.B) {
+	path := built(b)
+	prepare := func() (*testJob, *bytes.Buffer) {
+		j := newJob(b, "true")
+		j.spec.Login = false
+		raw, err := json.Marshal(j.payload)
+		require.NoError(b, err)
+		var header bytes.Buffer
+		require.NoError(b, attach.WriteHeader(&header, j.spec, raw))
+		return j, &header
+	}
+	b.Run("run", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			j, _ := prepare()
+			j.create()
+			c := exec.Command(path, "run", j.dir)
+			b.StartTimer()
+			require.NoError(b, c.Run())
+		}
+	})
+	b.Run("launch", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			j, header := prepare()
+			c := exec.Command(path, "launch", j.dir)
+			stdin, err := c.StdinPipe()
+			require.NoError(b, err)
+			b.StartTimer()
+			require.NoError(b, c.Start())
+			_, err = stdin.Write(header.Bytes())
+			require.NoError(b, err)
+			require.NoError(b, c.Wait())
+		}
+	})
 }
