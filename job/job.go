@@ -82,6 +82,7 @@ type Job struct {
 
 	projectDir, tempDir string
 	timeout             time.Duration
+	startedAt           time.Time
 	leftOutTold         bool
 	tidy                bool // the temporary files are removed
 
@@ -172,7 +173,8 @@ func (j *Job) renew(d time.Duration) {
 // Run runs the job to its end and returns how it ended, with the trace synced. It never fails: what goes wrong is a
 // result. It is called once.
 func (j *Job) Run() folder.Result {
-	result := folder.Result{StartedAt: time.Now().UTC()}
+	j.startedAt = time.Now().UTC()
+	result := folder.Result{StartedAt: j.startedAt}
 	masker, warnings, err := j.read()
 	w := trace.NewWriter(j.Trace, j.Spec.PrefixLength, j.Spec.PrefixCRC32, j.Spec.OutputLimit, j.Grown)
 	var end *failure
@@ -265,21 +267,46 @@ func (j *Job) read() (masker *masking.Masker, warnings []string, err error) {
 			return v.Key == "CI_DEBUG_TRACE" || v.Key == "CI_DEBUG_SERVICES"
 		})
 	}
-	j.vars, err = variables.New(j.before(), p.Variables, j.after())
-	if err != nil {
+	if err = j.readVariables(); err != nil {
 		return masking.New(phrases, prefixes), nil, &failure{reason: runnerapi.ReasonConfiguration, message: err.Error()}
 	}
 	phrases = append(phrases, j.vars.Masked()...)
-	j.settings, warnings = readSettings(j.vars.Value, j.flags, p.AllowGitFetch, j.timeout)
+	j.settings, warnings = readSettings(j.vars.Value, j.flags, j.timeout)
 	warnings = append(flagWarnings, warnings...)
-	j.sources = j.gitSources()
+	options, err := git.ReadOptions(j.vars.Value, p.AllowGitFetch, p.GitInfo.Depth, func(w string) { warnings = append(warnings, w) })
+	if err != nil {
+		err = &failure{reason: runnerapi.ReasonConfiguration, message: err.Error()}
+	}
+	j.sources = j.gitSources(options)
 	phrases = append(phrases, j.sources.Secrets()...)
 	if !j.settings.maskAllTokens {
 		prefixes = prefixes[:1] // glpat-
 	}
 	prefixes = append(prefixes, p.Features.TokenMaskPrefixes...)
 	j.Payload, p.Variables = nil, nil // vars has them; a long job should not keep them twice
-	return masking.New(phrases, prefixes), warnings, nil
+	return masking.New(phrases, prefixes), warnings, err
+}
+
+// readVariables makes the job's variables. GIT_CLONE_PATH, which may refer to others of them, moves the project folder, of
+// which others of them tell.
+func (j *Job) readVariables() error {
+	var err error
+	if j.vars, err = variables.New(j.before(), j.payload.Variables, j.after()); err != nil {
+		return err
+	}
+	clonePath := j.vars.Value("GIT_CLONE_PATH")
+	if clonePath == "" {
+		return nil
+	}
+	if !j.Spec.CustomBuildDir {
+		return fmt.Errorf("GIT_CLONE_PATH=%q is not allowed by this runner: remove the variable, or have the administrator set custom_build_dir", clonePath)
+	}
+	if j.projectDir, err = git.ClonePath(j.Spec.BuildsDir, clonePath); err != nil {
+		return err
+	}
+	j.tempDir = j.projectDir + ".tmp"
+	j.vars, err = variables.New(j.before(), j.payload.Variables, j.after())
+	return err
 }
 
 // before are the variables that the job's own override, after those that override the job's.
@@ -342,25 +369,29 @@ func disposable(executor string) bool {
 	return containers(executor) || executor == "virtualbox" || executor == "parallels"
 }
 
-func (j *Job) gitSources() git.Sources {
-	g, s := &j.payload.GitInfo, &j.settings
+func (j *Job) gitSources(options git.Options) git.Sources {
+	g := &j.payload.GitInfo
 	sources := git.Sources{
-		Options: git.Options{
-			Strategy: s.strategy, Checkout: s.checkout, CleanFlags: s.cleanFlags, FetchFlags: s.fetchFlags, BundleURIs: s.bundleURIs,
-		},
-		Dir: j.projectDir, Temp: j.tempDir,
-		URL: g.RepoURL, Token: j.payload.Token, ObjectFormat: g.RepoObjectFormat,
+		Options: options, Dir: j.projectDir, Temp: j.tempDir,
+		URL: g.RepoURL, Token: j.payload.Token, CloneURL: j.Spec.Settings.CloneURL, ObjectFormat: g.RepoObjectFormat,
 		SHA: g.SHA, Ref: g.Ref, Refspecs: g.Refspecs, Depth: g.Depth,
-		UserAgent:   fmt.Sprintf("switchyard %s %s/%s", j.Spec.Runner.Version, runtime.GOOS, runtime.GOARCH),
+		UserAgent:   j.userAgent(),
+		SharedFiles: j.Spec.SharedFiles,
 		Environment: j.gitEnvironment(),
 		Notice:      func(text string) { j.out.notice(text) },
 		Warn:        func(text string) { j.out.warn(text) },
+		Say:         func(text string) { j.out.say(text + "\n") },
 		Run:         j.runGit,
 	}
 	if j.Spec.ServerCA != "" {
 		sources.CAFile = path.Join(j.tempDir, caVariable)
 	}
 	return sources
+}
+
+// userAgent is how this program introduces itself to servers.
+func (j *Job) userAgent() string {
+	return fmt.Sprintf("switchyard %s %s/%s", j.Spec.Runner.Version, runtime.GOOS, runtime.GOARCH)
 }
 
 // gitEnvironment is the job's variables above what this process inherited. The kernel limits what a program can be given:

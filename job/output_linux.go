@@ -13,8 +13,8 @@ func pipe(fds []int) error { return unix.Pipe2(fds, unix.O_CLOEXEC) }
 // growPipe lets programs write more before they wait; a limit on pipes' sizes is not an error.
 func growPipe(fd int) { _, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize) }
 
-// scriptFile returns a file that holds the script and has no name, read from its beginning.
-func scriptFile(text []byte, _ string) (*os.File, error) {
+// unnamedFile returns a file that holds text and has no name, read from its beginning.
+func unnamedFile(text []byte, _ string) (*os.File, error) {
 	fd, err := unix.MemfdCreate("script", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err

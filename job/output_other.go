@@ -25,8 +25,8 @@ func pipe(fds []int) error {
 
 func growPipe(int) {}
 
-// scriptFile returns a file that holds the script and has no name any more, read from its beginning.
-func scriptFile(text []byte, dir string) (*os.File, error) {
+// unnamedFile returns a file that holds text and has no name any more, read from its beginning.
+func unnamedFile(text []byte, dir string) (*os.File, error) {
 	f, err := os.CreateTemp(dir, "script")
 	if err != nil {
 		return nil, err

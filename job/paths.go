@@ -13,14 +13,20 @@ import (
 
 // projectDir is where the project's files are: gitlab-runner's place for them.
 func projectDir(s *folder.Spec, p *runnerapi.Job) string {
-	dir, err := slug(p.GitInfo.RepoURL)
-	if err != nil {
-		dir = fmt.Sprintf("project-%d", p.JobInfo.ProjectID)
-	}
+	dir := projectPath(p)
 	if s.SharedBuildsDir {
 		dir = path.Join(s.Runner.ShortToken, fmt.Sprint(s.ConcurrentProjectID), dir)
 	}
 	return path.Join(s.BuildsDir, dir)
+}
+
+// projectPath is the project's path as a folder's.
+func projectPath(p *runnerapi.Job) string {
+	dir, err := slug(p.GitInfo.RepoURL)
+	if err != nil {
+		return fmt.Sprintf("project-%d", p.JobInfo.ProjectID)
+	}
+	return dir
 }
 
 // slug is the project's path as its URL has it.

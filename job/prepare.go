@@ -48,7 +48,7 @@ func (j *Job) prepare(ctx context.Context) error {
 	if err := remove(path.Join(j.tempDir, environmentFile)); err != nil {
 		return err
 	}
-	if s := j.settings.strategy; (s == git.Fetch || s == git.Clone) && shell.Look("git", j.searchPath()) == "" {
+	if s := j.sources.Strategy; (s == git.Fetch || s == git.Clone) && shell.Look("git", j.searchPath()) == "" {
 		return &failure{
 			reason: runnerapi.ReasonConfiguration,
 			message: "git was not found in " + j.searchPath() + ": install git where jobs run, " +
@@ -100,7 +100,7 @@ func (j *Job) searchPath() string {
 
 // cleanUp is the stage cleanup_file_variables.
 func (j *Job) cleanUp(ctx context.Context) error {
-	if j.settings.cleanUp {
+	if j.sources.Options.CleanUp {
 		if err := j.sources.CleanUp(ctx); err != nil {
 			return err
 		}
@@ -115,7 +115,7 @@ func (j *Job) removeTemporary() error {
 		return nil
 	}
 	err := remove(path.Join(j.tempDir, environmentFile))
-	if s := j.settings.strategy; s == git.Fetch || s == git.Clone {
+	if s := j.sources.Strategy; s == git.Fetch || s == git.Clone {
 		err = errors.Join(err, os.RemoveAll(path.Join(j.tempDir, "git-template")))
 	}
 	for _, v := range j.vars.Files() {

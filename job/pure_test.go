@@ -22,7 +22,7 @@ func read(values map[string]string) (settings, []string) {
 		job = append(job, runnerapi.Variable{Key: k, Value: v})
 	}
 	flags, _, warnings := resolveFlags(job, nil)
-	s, more := readSettings(func(k string) string { return values[k] }, flags, true, time.Hour)
+	s, more := readSettings(func(k string) string { return values[k] }, flags, time.Hour)
 	return s, append(warnings, more...)
 }
 
@@ -31,23 +31,15 @@ func TestSettings(t *testing.T) {
 	base, warnings := read(nil)
 	require.Empty(t, warnings)
 	require.Equal(t, settings{
-		strategy: git.Fetch, checkout: true, cleanFlags: []string{"-ffdx"}, fetchFlags: []string{"--prune", "--quiet"}, attempts: 1,
+		attempts:      1,
 		cacheAttempts: 1, artifactAttempts: 1, sectionAttempts: 1, skipEmpty: true,
-		ignoreAfter: true, afterTimeout: 5 * time.Minute, maskAllTokens: true, backOff: true, bundleURIs: true,
+		ignoreAfter: true, afterTimeout: 5 * time.Minute, maskAllTokens: true, backOff: true,
 	}, base)
 	for name, c := range map[string]struct {
 		values  values
 		change  func(*settings)
 		warning string
 	}{
-		"strategy":                  {values{"GIT_STRATEGY": "empty"}, func(s *settings) { s.strategy = git.Empty }, ""},
-		"unknown strategy":          {values{"GIT_STRATEGY": "pull"}, func(*settings) {}, `expected either 'clone', 'fetch', 'none' or 'empty', got "pull", using default value 'fetch'`},
-		"no checkout":               {values{"GIT_CHECKOUT": "false"}, func(s *settings) { s.checkout = false }, ""},
-		"no boolean":                {values{"GIT_CHECKOUT": "nope"}, func(*settings) {}, `GIT_CHECKOUT: expected bool, got "nope"`},
-		"flags":                     {values{"GIT_CLEAN_FLAGS": "-ffd  -e x", "GIT_FETCH_EXTRA_FLAGS": "none"}, func(s *settings) { s.cleanFlags = []string{"-ffd", "-e", "x"}; s.fetchFlags = nil }, ""},
-		"submodules":                {values{"GIT_SUBMODULE_STRATEGY": "recursive"}, func(s *settings) { s.submodules = "recursive" }, ""},
-		"submodules none":           {values{"GIT_SUBMODULE_STRATEGY": "none"}, func(*settings) {}, ""},
-		"submodules, no git":        {values{"GIT_SUBMODULE_STRATEGY": "normal", "GIT_STRATEGY": "none"}, func(s *settings) { s.strategy = git.None }, ""},
 		"attempts":                  {values{"GET_SOURCES_ATTEMPTS": "3"}, func(s *settings) { s.attempts = 3 }, ""},
 		"too many attempts":         {values{"GET_SOURCES_ATTEMPTS": "11"}, func(s *settings) { s.attempts = 10 }, "from 1 to 10"},
 		"attempts, no number":       {values{"GET_SOURCES_ATTEMPTS": "x"}, func(*settings) {}, "from 1 to 10"},
@@ -75,8 +67,6 @@ func TestSettings(t *testing.T) {
 			}
 		})
 	}
-	s, _ := readSettings(func(string) string { return "" }, nil, false, time.Hour)
-	require.Equal(t, git.Clone, s.strategy, "GitLab does not allow to fetch")
 }
 
 func TestReasons(t *testing.T) {

@@ -86,13 +86,16 @@ func (j *Job) runScript(ctx context.Context, c commands) error {
 		s.Section = c.section
 	}
 	j.vars.Winning(func(key, value string) { s.Exports = append(s.Exports, shell.Export{Key: key, Value: value}) })
+	for _, kv := range j.sources.ScriptEnvironment() {
+		s.Exports = append(s.Exports, shell.Export{Key: kv[0], Value: kv[1]})
+	}
 	s.Exports = append(s.Exports, shell.Export{Key: "GITLAB_ENV", Value: path.Join(j.tempDir, environmentFile)})
 	text, leftOut := s.Text()
 	if len(leftOut) > 0 && !j.leftOutTold {
 		j.leftOutTold = true
 		j.out.warn("These variables are not set, because shells do not take their names: " + strings.Join(leftOut, ", "))
 	}
-	stdin, err := scriptFile(text, j.tempDir)
+	stdin, err := unnamedFile(text, j.tempDir)
 	if err != nil {
 		return fmt.Errorf("write the script: %w", err)
 	}

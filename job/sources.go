@@ -46,7 +46,7 @@ func (j *Job) getSourcesOnce(ctx context.Context) error {
 
 // hook runs the runner's own script at this point, then the job's.
 func (j *Job) hook(ctx context.Context, name, own, dir string) error {
-	if s := j.settings.strategy; s == git.None || s == git.Empty {
+	if s := j.sources.Strategy; s == git.None || s == git.Empty {
 		return nil
 	}
 	var list []string

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/artifacts"
+	"github.com/switchyard-ci/switchyard/job/cache"
 )
 
 // execute runs the stages and returns why the job failed, or nil. err is what came of reading the payload.
@@ -127,28 +129,28 @@ func (j *Job) bringFiles(ctx context.Context) error {
 		return err
 	}
 	err := j.attempt(ctx, j.settings.cacheAttempts, nil, func() error {
-		return j.optional(ctx, len(j.payload.Cache) > 0, "restore_cache", "Restoring cache", j.restoreCache)
+		return j.optional(ctx, cache.Restores(j.payload.Cache), "restore_cache", "Restoring cache", j.restoreCache)
 	})
 	if err != nil {
 		return err
 	}
 	return j.attempt(ctx, j.settings.artifactAttempts, nil, func() error {
-		return j.optional(ctx, j.hasDependencies(), "download_artifacts", "Downloading artifacts", j.downloadArtifacts)
+		return j.optional(ctx, artifacts.Downloads(j.payload.Dependencies), "download_artifacts", "Downloading artifacts", j.downloadArtifacts)
 	})
 }
 
 // keepFiles are the stages after the script. Both are tried; a cache's error counts before an artifact's.
 func (j *Job) keepFiles(ctx context.Context, succeeded bool) error {
-	cache, cacheText := "archive_cache", "Saving cache for successful job"
+	keep, keepText := "archive_cache", "Saving cache for successful job"
 	upload, uploadText := "upload_artifacts_on_success", "Uploading artifacts for successful job"
 	if !succeeded {
-		cache, cacheText = "archive_cache_on_failure", "Saving cache for failed job"
+		keep, keepText = "archive_cache_on_failure", "Saving cache for failed job"
 		upload, uploadText = "upload_artifacts_on_failure", "Uploading artifacts for failed job"
 	}
-	cacheErr := j.optional(ctx, j.keepsCache(succeeded), cache, cacheText, func(ctx context.Context) error {
+	cacheErr := j.optional(ctx, cache.Archives(j.payload.Cache, succeeded), keep, keepText, func(ctx context.Context) error {
 		return j.archiveCache(ctx, succeeded)
 	})
-	uploadErr := j.optional(ctx, j.keepsArtifacts(succeeded), upload, uploadText, func(ctx context.Context) error {
+	uploadErr := j.optional(ctx, artifacts.Uploads(j.payload.Artifacts, succeeded), upload, uploadText, func(ctx context.Context) error {
 		return j.uploadArtifacts(ctx, succeeded)
 	})
 	if cacheErr != nil {

@@ -5,52 +5,145 @@ package job
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"path"
+	"runtime"
 
-	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/artifacts"
+	"github.com/switchyard-ci/switchyard/job/cache"
+	"github.com/switchyard-ci/switchyard/job/folder"
+	"github.com/switchyard-ci/switchyard/job/process"
+	"github.com/switchyard-ci/switchyard/job/shell"
+	"github.com/switchyard-ci/switchyard/job/transfer"
 )
 
-func (j *Job) hasDependencies() bool {
-	for _, d := range j.payload.Dependencies {
-		if d.ArtifactsFile.Filename != "" {
-			return true
+func (j *Job) restoreCache(ctx context.Context) error {
+	defer allProcessors()()
+	return j.cacheStage().Restore(ctx, j.payload.Cache)
+}
+
+func (j *Job) archiveCache(ctx context.Context, succeeded bool) error {
+	defer allProcessors()()
+	return j.cacheStage().Archive(ctx, j.payload.Cache, succeeded)
+}
+
+func (j *Job) downloadArtifacts(ctx context.Context) error {
+	defer allProcessors()()
+	return artifactFailure(ctx, j.artifactStage().Download(ctx, j.payload.Dependencies))
+}
+
+func (j *Job) uploadArtifacts(ctx context.Context, succeeded bool) error {
+	defer allProcessors()()
+	return artifactFailure(ctx, j.artifactStage().Upload(ctx, j.payload.Artifacts, succeeded))
+}
+
+// artifactFailure is what an error about artifacts means for the job: as under gitlab-runner, whose helper program ends
+// with exit code 1, it counts as the script's.
+func artifactFailure(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return &failure{exitCode: 1, message: err.Error()}
+}
+
+// allProcessors lets this process use what there is, for packing and unpacking, and returns what takes that back: otherwise
+// one thing happens at a time, and more processors only make threads wake each other.
+func allProcessors() (back func()) {
+	before := runtime.GOMAXPROCS(0)
+	runtime.SetDefaultGOMAXPROCS()
+	return func() { runtime.GOMAXPROCS(before) }
+}
+
+func (j *Job) cacheStage() *cache.Stage {
+	s := &cache.Stage{
+		ProjectDir: j.projectDir, Remote: j.Spec.Settings.RemoteCache, MaxUploaded: j.Spec.Settings.MaxUploadedArchiveSize,
+		JobName: j.payload.JobInfo.Name, Ref: j.payload.GitInfo.Ref,
+		Expand: j.vars.Expand, Value: j.vars.Get, Flag: j.flag, Git: j.untracked(),
+		CA: j.Spec.ServerCA, UserAgent: j.userAgent(), Lines: j.lines(),
+		Sign: func(ctx context.Context, op, key string) (folder.CacheAnswer, error) {
+			return j.Ask(ctx, folder.CacheRequest{Op: op, Key: key})
+		},
+	}
+	if j.Spec.CacheDir != "" {
+		s.CacheDir = path.Join(j.Spec.CacheDir, projectPath(&j.payload))
+	}
+	return s
+}
+
+func (j *Job) artifactStage() *artifacts.Stage {
+	var names []string
+	j.vars.Winning(func(key, _ string) { names = append(names, key) })
+	p := &j.payload
+	return &artifacts.Stage{
+		ProjectDir: j.projectDir, TempDir: j.tempDir, ServerURL: j.Spec.ServerURL, CA: j.Spec.ServerCA, UserAgent: j.userAgent(),
+		JobID: p.ID, Token: p.Token,
+		Expand: j.vars.Expand, Value: j.vars.Get, Flag: j.flag, Git: j.untracked(),
+		Provenance: artifacts.Provenance{
+			RunnerID: j.Spec.Runner.ID, RunnerName: j.Spec.Runner.Name, Executor: j.Spec.Executor, JobName: p.JobInfo.Name,
+			RepoURL: p.GitInfo.RepoURL, SHA: p.GitInfo.SHA, StartedAt: j.startedAt, Parameters: names, Version: j.Spec.Runner.Version,
+		},
+		UploadTimeout: j.Spec.Settings.ArtifactUploadTimeout, ResponseTimeout: j.Spec.Settings.ArtifactResponseHeaderTimeout,
+		Lines: j.lines(),
+	}
+}
+
+func (j *Job) flag(name string) bool { return j.flags[name] }
+
+// lines is the trace as the stages that move files see it.
+func (j *Job) lines() transfer.Lines {
+	return transfer.Lines{
+		Notice: func(text string) { j.out.notice(text) },
+		Say:    func(text string) { j.out.say(text + "\n") },
+		Warn:   func(text string) { j.out.warn(text) },
+		Fail:   func(text string) { j.out.fail(text) },
+		Progress: func(text string) {
+			j.out.say(text)
+			j.out.flush()
+		},
+	}
+}
+
+// maxUntracked limits git's list of untracked files, in bytes.
+const maxUntracked = 256 << 20
+
+// untracked is how git lists the files that it does not know; nil without git.
+func (j *Job) untracked() func(context.Context) ([]byte, error) {
+	program := shell.Look("git", j.searchPath())
+	if program == "" {
+		return nil
+	}
+	return func(ctx context.Context) ([]byte, error) {
+		// In memory, because it is no secret but may be long, and the folders are the job's.
+		list, err := unnamedFile(nil, j.tempDir)
+		if err != nil {
+			return nil, fmt.Errorf("list untracked files: %w", err)
 		}
-	}
-	return false
-}
-
-func (j *Job) keepsCache(succeeded bool) bool {
-	for _, c := range j.payload.Cache {
-		if wanted(c.When, succeeded) {
-			return true
+		defer func() { _ = list.Close() }()
+		code, err := j.runHere(ctx, process.Command{
+			Path: program, Argv: []string{"git", "ls-files", "-o", "-z"},
+			Env: j.sources.Environment, Dir: j.projectDir, Stdout: list, Stderr: j.out.write,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list untracked files: %w", err)
 		}
-	}
-	return false
-}
-
-func (j *Job) keepsArtifacts(succeeded bool) bool {
-	for _, a := range j.payload.Artifacts {
-		if wanted(a.When, succeeded) {
-			return true
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
+		if code != 0 {
+			return nil, fmt.Errorf("list untracked files: git ls-files: exit code %d", code)
+		}
+		info, err := list.Stat()
+		if err != nil {
+			return nil, fmt.Errorf("list untracked files: %w", err)
+		}
+		if info.Size() > maxUntracked {
+			return nil, errors.New("list untracked files: there are too many")
+		}
+		b := make([]byte, info.Size())
+		if _, err := list.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("list untracked files: %w", err)
+		}
+		return b, nil
 	}
-	return false
 }
-
-// wanted says whether something with this `when` is kept of a job that ended so.
-func wanted(when string, succeeded bool) bool {
-	switch when {
-	case "always":
-		return true
-	case "on_failure":
-		return !succeeded
-	default:
-		return succeeded
-	}
-}
-
-var _ = runnerapi.Job{}
-
-func (j *Job) restoreCache(context.Context) error          { return errors.New("not yet") }
-func (j *Job) downloadArtifacts(context.Context) error     { return errors.New("not yet") }
-func (j *Job) archiveCache(context.Context, bool) error    { return errors.New("not yet") }
-func (j *Job) uploadArtifacts(context.Context, bool) error { return errors.New("not yet") }

@@ -39,7 +39,7 @@ func payloads(t *testing.T, p *place) {
 		name := strings.TrimSuffix(path.Base(file), ".txtar")
 		b, err := payloadFiles.ReadFile(file)
 		require.NoError(t, err)
-		c := payloadCase{file: txtar.Parse(b), place: p, gitlab: server}
+		c := payloadCase{name: name, file: txtar.Parse(b), place: p, gitlab: server}
 		if only := c.header("only"); only != "" && !slices.Contains(strings.Fields(only), p.Executor.Name()) {
 			continue
 		}
@@ -49,6 +49,7 @@ func payloads(t *testing.T, p *place) {
 
 // payloadCase is one file: one job, or several one after another in one place.
 type payloadCase struct {
+	name   string
 	file   *txtar.Archive
 	place  *place
 	gitlab *gitlab
@@ -86,13 +87,14 @@ func (c *payloadCase) run(t *testing.T) {
 		case "payload":
 			ran++
 		case "expect":
-			job, spec := c.payload(t, strings.Replace(f.Name, "expect", "payload", 1)), c.specOf(t, settings, slot)
+			job := c.payload(t, strings.Replace(f.Name, "expect", "payload", 1))
+			p.adjust = c.specOf(t, settings)
 			c.gitlab.mu.Lock()
 			c.gitlab.uploads = nil
 			c.gitlab.mu.Unlock()
 			e := newExpectation(t, text)
 			e.before(c.gitlab)
-			r := p.start(job, spec)
+			r := p.start(job, func(_ *runnerapi.Job, s *folder.Spec) { s.ConcurrentProjectID = slot })
 			e.during(r)
 			r.wait()
 			e.after(t, r.result(), r.text(), c.gitlab)
@@ -107,7 +109,7 @@ func (c *payloadCase) run(t *testing.T) {
 // expand fills in what is known only now.
 func (c *payloadCase) expand(text string) string {
 	return strings.NewReplacer(
-		"@URL@", c.gitlab.url, "@HOST@", c.gitlab.host, "@REPO@", c.gitlab.repoURL(), "@TOKEN@", payloadToken,
+		"@CASE@", c.name, "@URL@", c.gitlab.url, "@HOST@", c.gitlab.host, "@REPO@", c.gitlab.repoURL(), "@TOKEN@", payloadToken,
 		"@SHA@", c.gitlab.commits[1], "@FIRST@", c.gitlab.commits[0], "@TAGGED@", c.gitlab.tagged,
 	).Replace(text)
 }
@@ -168,12 +170,11 @@ func merge(whole, change map[string]any) {
 }
 
 // specOf changes the agent's part as the file says.
-func (c *payloadCase) specOf(t *testing.T, settings map[string]any, slot int) option {
+func (c *payloadCase) specOf(t *testing.T, settings map[string]any) func(*folder.Spec) {
 	b, err := json.Marshal(settings)
 	require.NoError(t, err)
-	return func(_ *runnerapi.Job, s *folder.Spec) {
+	return func(s *folder.Spec) {
 		s.ServerURL = c.gitlab.url
-		s.ConcurrentProjectID = slot
 		require.NoError(t, json.Unmarshal(b, s))
 	}
 }
