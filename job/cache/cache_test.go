@@ -507,6 +507,22 @@ func (o *objects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// asked are the requests so far; it forgets them.
+func (o *objects) asked() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	requests := o.requests
+	o.requests = nil
+	return requests
+}
+
+// fail makes the next answers fail.
+func (o *objects) fail(statuses ...int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.failures = statuses
+}
+
 func (b *bench) remote(o *objects) {
 	b.stage.Remote = true
 	b.stage.Sign = func(_ context.Context, op, key string) (folder.CacheAnswer, error) {
@@ -539,11 +555,11 @@ func TestRemoteCache(t *testing.T) {
 	require.Equal(t, random, other.read("vendor/a"))
 	require.Contains(t, other.restore(vendor("k")), "cache.zip is up to date\n> Successfully extracted cache")
 	require.Contains(t, other.archive(vendor("k")), "Archive is up to date!")
-	require.Equal(t, []string{"GET k", "PUT k", "GET k", "GET k"}, o.requests)
+	require.Equal(t, []string{"GET k", "PUT k", "GET k", "GET k"}, o.asked())
 
 	// What is newer in the store replaces what is here.
 	require.NoError(t, os.WriteFile(filepath.Join(b.stage.ProjectDir, "vendor/b"), []byte("new"), 0o644))
-	o.requests = nil
+	o.asked()
 	b.archive(vendor("k"))
 	o.modified["k"] = time.Now().Add(time.Minute)
 	require.Contains(t, other.restore(vendor("k")), "Downloading cache from")
@@ -571,22 +587,22 @@ func TestRemoteFailures(t *testing.T) {
 			o.data["k"], o.modified["k"] = zipOf(t, "vendor/a", "x"), time.Now()
 			b := newBench(t)
 			b.remote(o)
-			o.failures = c.failures
+			o.fail(c.failures...)
 			said := b.restore(vendor("k"))
 			require.Contains(t, said, c.said)
 			require.NotContains(t, said, "signature=")
 			require.Equal(t, c.restored, b.read("vendor/a") == "x", said)
-			require.Len(t, o.requests, c.requests)
+			require.Len(t, o.asked(), c.requests)
 			require.Len(t, b.pauses, c.requests-1)
 			if !c.restored {
 				require.NoFileExists(t, b.local("k"))
 			}
 			// The same going up.
-			o.requests, b.pauses, o.failures = nil, nil, c.failures
+			o.fail(c.failures...)
 			b.write("vendor/a", "y")
 			require.NoError(t, os.RemoveAll(b.local("k")))
 			said = b.archive(vendor("k"))
-			require.Len(t, o.requests, c.requests)
+			require.Len(t, o.asked(), c.requests)
 			require.Equal(t, c.restored, strings.Contains(said, "Created cache"), said)
 			require.Equal(t, !c.restored, strings.Contains(said, "WARNING: Failed to create cache"), said)
 			require.NotContains(t, said, "signature=")
@@ -656,7 +672,7 @@ func TestLimitsOfUploads(t *testing.T) {
 	b.stage.MaxUploaded = 100
 	b.write("vendor/a", rand.Text()+rand.Text()+rand.Text()+rand.Text())
 	require.Regexp(t, `Cache archive size \(\d+\) is too big \(Limit is set to 100\)\. Cache will be stored only locally\.\n> Created cache`, b.archive(vendor("k")))
-	require.Empty(t, o.requests)
+	require.Empty(t, o.asked())
 	require.FileExists(t, b.local("k"))
 }
 
@@ -689,12 +705,12 @@ func TestRemoteWithHashedKeys(t *testing.T) {
 	other := newBench(t)
 	other.remote(o)
 	other.values["FF_HASH_CACHE_KEYS"] = "true"
-	o.requests = nil
+	o.asked()
 	require.Contains(t, other.restore(vendor("k")), "Successfully extracted cache")
 	require.Contains(t, other.archive(vendor("k")), "Uploading cache.zip")
 	require.Contains(t, other.archive(vendor("k")), "Archive is up to date!")
 	const hash = "8254c329a92850f6d539dd376f4816ee2764517da5e0235514af433164480d7a" // of k
-	require.Equal(t, []string{"GET " + hash, "GET k", "HEAD " + hash, "PUT " + hash, "HEAD " + hash}, o.requests)
+	require.Equal(t, []string{"GET " + hash, "GET k", "HEAD " + hash, "PUT " + hash, "HEAD " + hash}, o.asked())
 }
 
 func TestParallelCacheAndMeter(t *testing.T) {
@@ -714,9 +730,9 @@ func TestParallelCacheAndMeter(t *testing.T) {
 	other := newBench(t)
 	other.remote(o)
 	other.values = b.values
-	o.requests = nil
+	o.asked()
 	require.Contains(t, other.restore(vendor("k")), "Successfully extracted cache")
 	require.Equal(t, string(noise), other.read("vendor/a"))
-	require.Len(t, o.requests, 6)
+	require.Len(t, o.asked(), 6)
 	require.Regexp(t, `\rDownloading cache 5\.24 MB/5\.24 MB \(.*B/s\) +\n$`, other.progress.String())
 }

@@ -67,7 +67,8 @@ var normalize = strings.NewReplacer("%2f", "/", "%2F", "/", "%2e", ".", "%2E", "
 func sanitize(raw string) string {
 	parts := strings.Split(path.Clean("/" + normalize.Replace(raw))[1:], "/")
 	for n := len(parts); n > 0; n-- {
-		if last := strings.TrimRightFunc(parts[n-1], unicode.IsSpace); last != "" {
+		// gitlab-runner overlooks that dots may be what is left before spaces.
+		if last := strings.TrimRightFunc(parts[n-1], unicode.IsSpace); last != "" && last != "." && last != ".." {
 			parts[n-1] = last
 			return strings.Join(parts[:n], "/")
 		}

@@ -15,7 +15,7 @@ func TestSanitize(t *testing.T) {
 	for raw, want := range map[string]string{
 		"default-protected": "default-protected", "a/b": "a/b", "a//b/": "a/b", "../../etc": "etc", "a/../../b": "b", "/abs": "abs",
 		"%2e%2E/%2fx": "x", "a%2fb%2Fc": "a/b/c", `a\b\..\c`: "a/c", "key  ": "key", "a/ ": "a", "a/ /\t": "a", " a": " a", ".": "", "..": "", "/": "",
-		"%2E%2e%2F": "", " ": "", "": "", "a/b \u00a0": "a/b", "...": "...", "a.b": "a.b", "%25": "%25",
+		"%2E%2e%2F": "", " ": "", "": "", "a/b \u00a0": "a/b", "...": "...", "a.b": "a.b", "%25": "%25", ". ": "", ".. ": "", "a/.. ": "a", "a/.. /b": "a/.. /b",
 	} {
 		require.Equal(t, want, sanitize(raw), "%q", raw)
 	}
