@@ -44,6 +44,9 @@ const usage = `switchyard-job runs one GitLab job in the place where it is start
       for the server at PATH to answer to it and remove FILE. "switchyard-job VERSION ready" on
       standard output says that all this is done.
 
+  switchyard-job reach [--timeout DURATION] HOST PORT,PORT
+      Wait until one of the ports can be connected to. It ends early with its standard input.
+
   switchyard-job install FOLDER
       Copy this program to FOLDER/switchyard-job, in one step.
 
@@ -92,6 +95,8 @@ func command(args []string) int {
 		return serve(args[1:])
 	case "hold":
 		return hold(args[1:])
+	case "reach":
+		return reach(args[1:])
 	case "install":
 		return install(args[1:])
 	case "version", "--version":

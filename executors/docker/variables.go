@@ -1,0 +1,138 @@
+package docker
+
+import (
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/masking"
+	"github.com/switchyard-ci/switchyard/job/variables"
+)
+
+// debugServices is the variable that asks for services' logs.
+const debugServices = "CI_DEBUG_SERVICES"
+
+// readVariables makes the job's variables as far as they are known before the job starts. They are for names of images and
+// volumes, for labels, and for the environment of containers.
+func (p *preparation) readVariables() error {
+	j, s := p.spec.Job, p.spec
+	var before []runnerapi.Variable
+	add := func(list []runnerapi.Variable, key, value string) []runnerapi.Variable {
+		return append(list, runnerapi.Variable{Key: key, Value: value, Public: true, Raw: true})
+	}
+	if j.Image != nil && j.Image.Name != "" {
+		before = append(before, runnerapi.Variable{Key: "CI_JOB_IMAGE", Value: j.Image.Name, Public: true})
+	}
+	before = add(before, "CI_RUNNER_SHORT_TOKEN", s.Runner.ShortToken)
+	before = append(before, p.spec.Environment...)
+	before = add(before, "CI_BUILDS_DIR", p.buildsDir())
+	before = add(before, "CI_CONCURRENT_ID", strconv.Itoa(s.ConcurrentID))
+	before = add(before, "CI_CONCURRENT_PROJECT_ID", strconv.Itoa(s.ConcurrentProjectID))
+	before = add(before, "CI_SERVER", "yes")
+	before = add(before, "CI_JOB_TIMEOUT", strconv.FormatInt(int64(s.Timeout.Seconds()), 10))
+	var own []runnerapi.Variable
+	for _, v := range j.Variables {
+		if s.Settings.DebugTraceDisabled && (v.Key == debugServices || v.Key == "CI_DEBUG_TRACE") {
+			continue
+		}
+		own = append(own, v)
+	}
+	var after []runnerapi.Variable
+	after = add(after, "CI_DISPOSABLE_ENVIRONMENT", "true")
+	after = add(after, "CI_RUNNER_VERSION", s.Runner.Version)
+	after = add(after, "CI_RUNNER_REVISION", s.Runner.Revision)
+	if name := p.networkName(); name != "" {
+		after = add(after, networkVariable, name)
+	}
+	set, err := variables.New(before, own, after)
+	if err != nil {
+		return failure(runnerapi.ReasonConfiguration, "%w", err)
+	}
+	p.vars = set
+	p.public = append(append(append([]runnerapi.Variable{}, before...), own...), after...)
+	return nil
+}
+
+// expand replaces variables in text that is limited already.
+func (p *preparation) expand(text string) string {
+	if !strings.Contains(text, "$") {
+		return text
+	}
+	expanded, err := p.vars.Expand(text)
+	if err != nil {
+		return text
+	}
+	return expanded
+}
+
+func (p *preparation) enabled(key string) bool {
+	on, err := strconv.ParseBool(p.vars.Value(key))
+	return err == nil && on
+}
+
+// fetches says whether the job looks for the working copy of an earlier one.
+func (p *preparation) fetches() bool {
+	switch p.vars.Value("GIT_STRATEGY") {
+	case "fetch":
+		return true
+	case "clone", "none", "empty":
+		return false
+	}
+	return p.spec.Job.AllowGitFetch
+}
+
+// protected says whether the job's ref is, so that jobs of other refs must not see its volumes nor it theirs.
+func (p *preparation) protected() bool {
+	if on := p.spec.Job.GitInfo.Protected; on != nil {
+		return *on
+	}
+	for _, v := range p.spec.Job.Variables { // the first is GitLab's own
+		if v.Key == "CI_COMMIT_REF_PROTECTED" {
+			on, err := strconv.ParseBool(v.Value)
+			return err == nil && on
+		}
+	}
+	return false
+}
+
+// environment is what the user's containers have in their environment: the job's public variables and more. Who may ask
+// the engine about containers sees it, so secrets are not in it: scripts get those otherwise.
+func (p *preparation) environment(more ...runnerapi.Variable) []string {
+	list := make([]runnerapi.Variable, 0, len(p.public)+len(more))
+	for _, v := range p.public {
+		if v.Public && !v.Masked && !v.File {
+			list = append(list, v)
+		}
+	}
+	for _, v := range more {
+		if !v.Raw {
+			v.Value, v.Raw = p.expand(v.Value), true
+		}
+		list = append(list, v)
+	}
+	set, err := variables.New(list)
+	if err != nil { // the whole list was accepted before
+		return nil
+	}
+	var env []string
+	set.Winning(func(key, value string) { env = append(env, key+"="+value) })
+	return env
+}
+
+func (p *preparation) buildsDir() string { return path.Clean(p.executor.options.BuildsDir) }
+func (p *preparation) cacheDir() string  { return path.Clean(p.executor.options.CacheDir) }
+
+// masker hides what a job's trace must not show.
+func (p *preparation) masker() *masking.Masker {
+	phrases := p.vars.Masked()
+	if t := p.spec.Job.Token; len(t) >= 8 {
+		phrases = append(phrases, t)
+	}
+	for _, c := range p.spec.Job.Credentials {
+		if len(c.Password) >= 8 {
+			phrases = append(phrases, c.Password)
+		}
+	}
+	return masking.New(phrases, append(masking.DefaultTokenPrefixes(), p.spec.Job.Features.TokenMaskPrefixes...))
+}
