@@ -23,6 +23,9 @@ func (c *Config) Check() error {
 	return err
 }
 
+// OwnLabels is the beginning of the labels by which the executor finds what is its own.
+const OwnLabels = "ci.switchyard."
+
 // checker collects what is wrong.
 type checker struct{ errs []error }
 
@@ -106,8 +109,8 @@ func (k *checker) plain(c *Config) {
 		k.match("sysctls", key, sysctlForm, "is no name of a setting: use one like net.core.somaxconn")
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.ContainerLabels)) {
-		if strings.TrimSpace(key) == "" {
-			k.wrong("container_labels", key, "must be a name")
+		if strings.TrimSpace(key) == "" || strings.HasPrefix(key, OwnLabels) {
+			k.wrong("container_labels", key, "must be a name that does not begin with "+OwnLabels)
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.LogOptions)) {

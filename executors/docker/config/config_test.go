@@ -107,7 +107,7 @@ var table = map[string]struct {
 	"volume_keep":       {valid: "true"},
 	"cache_dir":         {valid: "/srv/cache"},
 	"disable_cache":     {valid: "true"},
-	"container_labels":  {valid: "{team: a}", look: func(p Parts) any { return p.Config.Labels["team"] }, build: "a", helper: "a", service: "a", wrong: map[string]string{"{' ': a}": "must be a name"}},
+	"container_labels":  {valid: "{team: a}", look: func(p Parts) any { return p.Config.Labels["team"] }, build: "a", helper: "a", service: "a", wrong: map[string]string{"{' ': a}": "must be a name", "{ci.switchyard.agent: a}": "does not begin with ci.switchyard."}},
 
 	"device_cgroup_rules":          {valid: "['c 1:3 rwm']", look: func(p Parts) any { return p.Host.DeviceCgroupRules }, build: []string{"c 1:3 rwm"}, wrong: map[string]string{"[c]": "must be like"}},
 	"disable_entrypoint_overwrite": {valid: "true"},

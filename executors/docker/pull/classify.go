@@ -14,7 +14,7 @@ var causes = []struct {
 }{
 	{runnerapi.ReasonExternalDependency, []string{
 		"dial tcp", "connection refused", "no such host", "i/o timeout", "tls handshake", "client.timeout", "request canceled",
-		"connection reset", "unexpected eof", "502 bad gateway", "503 service unavailable", "504 gateway time",
+		"connection reset", "unexpected eof", "\": eof", "502 bad gateway", "503 service unavailable", "504 gateway time",
 	}},
 	{runnerapi.ReasonConfiguration, []string{
 		"not found", "manifest unknown", "no matching manifest", "pull access denied", "access to the resource is denied",

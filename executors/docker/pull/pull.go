@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,8 +50,8 @@ type Options struct {
 	Config *config.Config
 	// Credentials are where those of registries come from.
 	Credentials auth.Sources
-	// Secrets is told what must not be seen in the trace before it can be there; nil if nobody masks. It may be called
-	// concurrently.
+	// Secrets is told the secrets of credentials before they are used, for whoever masks the trace; it may be nil, as what
+	// is written here does not have them. It may be called concurrently.
 	Secrets func([]string)
 	Log     *slog.Logger
 }
@@ -209,6 +210,7 @@ type pulling struct {
 	name, key string
 	platform  *ocispec.Platform
 	trace     io.Writer
+	secrets   *strings.Replacer // nil without credentials
 }
 
 func (p *pulling) by(ctx context.Context, policy config.PullPolicy) (client.ImageInspectResult, error) {
@@ -269,6 +271,7 @@ func (p *pulling) credential(ctx context.Context) (*auth.Credential, error) {
 		p.log.Debug("no credentials for an image", "image", p.request.Image)
 		return nil, nil
 	}
+	p.secrets = hide(found.Secrets())
 	if p.options.Secrets != nil {
 		p.options.Secrets(found.Secrets())
 	}
@@ -293,6 +296,9 @@ func (p *pulling) pull(ctx context.Context, credential *auth.Credential) error {
 		err := p.once(ctx, options)
 		if err == nil {
 			return nil
+		}
+		if text := err.Error(); p.secrets != nil && p.secrets.Replace(text) != text {
+			err = errors.New(p.secrets.Replace(text))
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -342,6 +348,18 @@ func (p *Puller) pause(ctx context.Context, attempt int) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// hide replaces secrets that an engine or a registry repeats in an error. Short ones would be found everywhere.
+func hide(secrets []string) *strings.Replacer {
+	const least = 4
+	var pairs []string
+	for _, secret := range secrets {
+		if len(secret) >= least {
+			pairs = append(pairs, secret, "[MASKED]")
+		}
+	}
+	return strings.NewReplacer(pairs...)
 }
 
 var imageID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{64}$`)
