@@ -19,7 +19,7 @@ func unsupported(p *runnerapi.Job) error {
 		}
 	}
 	has("secrets", len(p.Secrets) > 0)
-	has("suspend_options", asked(p.SuspendOptions))
+	has("suspend_options", suspends(p.SuspendOptions))
 	has("run", strings.TrimSpace(p.Run) != "")
 	has("inputs", asked(p.Inputs))
 	for _, h := range p.Hooks {
@@ -50,4 +50,16 @@ func asked(raw json.RawMessage) bool {
 		return false
 	}
 	return true
+}
+
+// suspends says whether the environment is to be kept after the job.
+func suspends(raw json.RawMessage) bool {
+	var o struct {
+		OnSuccess bool `json:"suspend_on_success"`
+		OnFailure bool `json:"suspend_on_failure"`
+	}
+	if !asked(raw) {
+		return false
+	}
+	return json.Unmarshal(raw, &o) != nil || o.OnSuccess || o.OnFailure
 }
