@@ -55,6 +55,7 @@ func (v *environment) Job() executors.Place {
 		Shells:          v.executor.shells,
 		Login:           true,
 		KillGrace:       c.KillGrace,
+		CustomBuildDir:  c.CustomBuildDir,
 	}
 }
 

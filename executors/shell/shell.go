@@ -46,6 +46,8 @@ type Config struct {
 	// RunAs are users that jobs run as; the agent must be root. The job in slot n is that of user n (modulo their number),
 	// with folders for builds and caches of its own below BuildsDir and CacheDir. None: the agent's user.
 	RunAs []string
+	// CustomBuildDir lets jobs choose their folder within BuildsDir by GIT_CLONE_PATH.
+	CustomBuildDir bool
 	// Limits bound what all processes of one job may use together.
 	Limits Limits
 	// KillGrace is the time between SIGTERM and SIGKILL; 0 means DefaultKillGrace.
