@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/switchyard-ci/switchyard/executors/docker/config"
 )
 
 const maxFile = 1 << 20
@@ -27,8 +29,25 @@ type file struct {
 	Executors executorsFile     `yaml:"executors"`
 }
 
+// executorsFile has the sections that are there; an empty one has the defaults.
 type executorsFile struct {
-	Shell *shellFile `yaml:"shell"`
+	Shell  *shellFile     `yaml:"shell"`
+	Docker *config.Config `yaml:"docker"`
+}
+
+// UnmarshalYAML tells a section without a value from none.
+func (e *executorsFile) UnmarshalYAML(node *yaml.Node) error {
+	type plain executorsFile
+	if err := node.Decode((*plain)(e)); err != nil {
+		return err
+	}
+	if e.Shell == nil && child(node, "shell") != nil {
+		e.Shell = &shellFile{}
+	}
+	if e.Docker == nil && child(node, "docker") != nil {
+		e.Docker = &config.Config{}
+	}
+	return nil
 }
 
 type shellFile struct {
@@ -39,9 +58,10 @@ type shellFile struct {
 
 // The keys of each mapping with fixed keys, by its path.
 var fileKeys = map[string][]string{
-	"":                {"data", "executors", "job_binary", "labels", "name", "server", "slots", "token_file"},
-	"executors":       {"shell"},
-	"executors.shell": {"builds_dir", "cache_dir", "shell"},
+	"":                 {"data", "executors", "job_binary", "labels", "name", "server", "slots", "token_file"},
+	"executors":        {"docker", "shell"},
+	"executors.docker": config.Keys(),
+	"executors.shell":  {"builds_dir", "cache_dir", "shell"},
 }
 
 func readFile(path string) (*file, error) {
@@ -79,6 +99,12 @@ func readFile(path string) (*file, error) {
 	if f.Executors.Shell != nil {
 		paths = append(paths, &f.Executors.Shell.BuildsDir, &f.Executors.Shell.CacheDir)
 	}
+	if docker := f.Executors.Docker; docker != nil {
+		if err := docker.Check(); err != nil {
+			return nil, dockerErrors(path, child(child(root.Content[0], "executors"), "docker"), err)
+		}
+		paths = append(paths, &docker.TLSCertPath, &docker.HelperImageFile)
+	}
 	for _, p := range paths {
 		if *p == "" || filepath.IsAbs(*p) {
 			continue
@@ -88,6 +114,37 @@ func readFile(path string) (*file, error) {
 		}
 	}
 	return &f, nil
+}
+
+// child is the value of a key of a mapping; nil if there is none.
+func child(node *yaml.Node, key string) *yaml.Node {
+	if node == nil || node.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		if node.Content[i].Value == key {
+			return node.Content[i+1]
+		}
+	}
+	return nil
+}
+
+// dockerErrors puts the place of its key before each of the section's errors.
+func dockerErrors(path string, section *yaml.Node, err error) error {
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	}
+	for i, one := range all {
+		var wrong *config.KeyError
+		if !errors.As(one, &wrong) {
+			continue
+		}
+		if at := child(section, wrong.Key); at != nil {
+			all[i] = fmt.Errorf("%s:%d: executors.docker: %w", path, at.Line, one)
+		}
+	}
+	return errors.Join(all...)
 }
 
 // checkKeys refuses keys that are not known, with the place and the keys that are.

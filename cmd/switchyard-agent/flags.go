@@ -15,8 +15,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/switchyard-ci/switchyard/agent"
-	"github.com/switchyard-ci/switchyard/executors"
-	"github.com/switchyard-ci/switchyard/executors/shell"
 	"github.com/switchyard-ci/switchyard/internal/jointoken"
 )
 
@@ -109,21 +107,13 @@ func (s *settings) config(log *slog.Logger) (agent.Config, error) {
 	if err != nil {
 		return agent.Config{}, err
 	}
-	sh := s.Executors.Shell
-	if sh == nil {
-		sh = &shellFile{}
-	}
-	_, supervised := os.LookupEnv("INVOCATION_ID")
-	x, err := shell.New(shell.Config{
-		Jobs: filepath.Join(data, "jobs"), BuildsDir: or(sh.BuildsDir, filepath.Join(data, "builds")),
-		CacheDir: or(sh.CacheDir, filepath.Join(data, "cache")), Shell: sh.Shell, Environ: os.Environ(), Supervised: supervised, Log: log,
-	})
+	places, err := s.places(data, log)
 	if err != nil {
 		return agent.Config{}, err
 	}
 	return agent.Config{
 		Server: s.Server, Data: data, Name: s.Name, Slots: s.Slots, Labels: s.Labels, Token: s.token(log), JobBinary: job,
-		Executors: []executors.Executor{x}, Log: log,
+		Executors: places, Log: log,
 	}, nil
 }
 

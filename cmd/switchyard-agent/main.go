@@ -67,6 +67,7 @@ func run(args []string, signals <-chan os.Signal, stdout, stderr io.Writer) int 
 	if err != nil {
 		return usage(err)
 	}
+	defer leavePlaces(config.Executors, log)
 	a, err := agent.New(config)
 	if err != nil {
 		return usage(err)

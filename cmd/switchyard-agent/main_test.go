@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/switchyard-ci/switchyard/agent"
+	"github.com/switchyard-ci/switchyard/executors/docker/config"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -113,21 +114,72 @@ executors:
 	require.NotEmpty(t, s.Data)
 	s, err = read(t, "server: a:1\nexecutors:\n  shell:\n", flags{})
 	require.NoError(t, err)
-	require.Nil(t, s.Executors.Shell)
+	require.Equal(t, executorsFile{Shell: &shellFile{}}, s.Executors)
+}
+
+func TestTheFileSaysWhereJobsRun(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for text, want := range map[string][]string{
+		"":                        {"shell"},
+		"executors:":              {"shell"},
+		"executors: {}":           {"shell"},
+		"executors: {shell: }":    {"shell"},
+		"executors: {docker: }":   {"docker"},
+		"executors: {docker: {}}": {"docker"},
+		"executors: {docker: {image: alpine}, shell: {}}": {"shell", "docker"},
+	} {
+		s, err := read(t, "server: a:1\n"+text, flags{})
+		require.NoError(t, err, text)
+		places, err := s.places(t.TempDir(), log)
+		require.NoError(t, err, text)
+		var names []string
+		for _, x := range places {
+			names = append(names, x.Name())
+		}
+		require.Equal(t, want, names, text)
+		leavePlaces(places, log)
+	}
+}
+
+func TestDockerSettings(t *testing.T) {
+	s, err := read(t, `
+server: a:1
+executors:
+  docker:
+    tls_cert_path: certs
+    helper_image_file: helper.tar
+    cpus: 1.5
+    pull_policy: [if-not-present, always]
+    services:
+      - name: redis:7
+        alias: cache
+`, flags{})
+	require.NoError(t, err)
+	d := s.Executors.Docker
+	require.True(t, filepath.IsAbs(d.TLSCertPath))
+	require.True(t, filepath.IsAbs(d.HelperImageFile))
+	require.Equal(t, "1.5", d.CPUs)
+	require.Equal(t, config.PullPolicies{config.PullIfNotPresent, config.PullAlways}, d.PullPolicy)
+	require.Equal(t, []config.Service{{Name: "redis:7", Alias: "cache"}}, d.Services)
 }
 
 func TestMistakesInTheFileAreNamedWithTheirLine(t *testing.T) {
 	for text, want := range map[string]string{
-		"server: a:1\nslot: 3\n":                             "agent.yaml:2: unknown key \"slot\"; known here are data, executors, job_binary, labels, name, server, slots, token_file",
-		"executors:\n  docker: {}\n":                         "agent.yaml:2: unknown key \"docker\"; known here are shell",
-		"executors:\n  shell:\n    build_dir: x\n":           "agent.yaml:3: unknown key \"build_dir\"; known here are builds_dir, cache_dir, shell",
-		"server: a:1\nslots: many\n":                         "agent.yaml:2: cannot unmarshal !!str `many` into int",
-		"server: a:1\nserver: b:1\n":                         "agent.yaml:2: mapping key \"server\" already defined at line 1",
-		"- server\n":                                         "agent.yaml:1: the file must be a mapping with the keys data,",
-		"executors: shell\n":                                 "agent.yaml:1: executors must be a mapping with the keys shell",
-		"server: [\n":                                        "agent.yaml:",
-		"labels:\n  os: [a]\n":                               "agent.yaml:2: cannot unmarshal",
-		"server: a:1\n" + strings.Repeat("# long\n", 200000): "is longer than 1048576 bytes",
+		"server: a:1\nslot: 3\n":                                             "agent.yaml:2: unknown key \"slot\"; known here are data, executors, job_binary, labels, name, server, slots, token_file",
+		"executors:\n  ssh: {}\n":                                            "agent.yaml:2: unknown key \"ssh\"; known here are docker, shell",
+		"executors:\n  docker:\n    mem: 1g\n":                               "agent.yaml:3: unknown key \"mem\"; known here are allowed_images, ",
+		"executors:\n  docker:\n    memory: x\n    services:\n    - name:\n": "agent.yaml:3: executors.docker: memory: \"x\" is no size",
+		"executors:\n  docker:\n    services:\n    - name: \"\"\n":           "agent.yaml:4: executors.docker: services[0].name: \"\" must name an image",
+		"executors:\n  docker:\n    services:\n    - nam: x\n":               "agent.yaml:4: unknown key \"nam\"; known here are alias,",
+		"executors:\n  docker:\n    shm_size: 1g\n":                          "agent.yaml:3: cannot unmarshal !!str `1g` into int64",
+		"executors:\n  shell:\n    build_dir: x\n":                           "agent.yaml:3: unknown key \"build_dir\"; known here are builds_dir, cache_dir, shell",
+		"server: a:1\nslots: many\n":                                         "agent.yaml:2: cannot unmarshal !!str `many` into int",
+		"server: a:1\nserver: b:1\n":                                         "agent.yaml:2: mapping key \"server\" already defined at line 1",
+		"- server\n":                                                         "agent.yaml:1: the file must be a mapping with the keys data,",
+		"executors: shell\n":                                                 "agent.yaml:1: executors must be a mapping with the keys docker, shell",
+		"server: [\n":                                                        "agent.yaml:",
+		"labels:\n  os: [a]\n":                                               "agent.yaml:2: cannot unmarshal",
+		"server: a:1\n" + strings.Repeat("# long\n", 200000):                 "is longer than 1048576 bytes",
 	} {
 		_, err := read(t, text, flags{})
 		require.ErrorContains(t, err, want)

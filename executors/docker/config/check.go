@@ -16,12 +16,20 @@ import (
 	"github.com/distribution/reference"
 )
 
-// Check returns what is wrong with the section: for every such key a line that names it, its value and what it may be.
-// It asks no engine: what depends on one is in CheckEngine and in the engine's own answers.
+// Check returns what is wrong with the section: a *KeyError for every such key, joined, that names it, its value and what it
+// may be. It asks no engine: what depends on one is in CheckEngine and in the engine's own answers.
 func (c *Config) Check() error {
 	_, err := New(c)
 	return err
 }
+
+// KeyError says what is wrong with the value of a key.
+type KeyError struct {
+	Key  string
+	text string
+}
+
+func (e *KeyError) Error() string { return e.text }
 
 // OwnLabels is the beginning of the labels by which the executor finds what is its own.
 const OwnLabels = "ci.switchyard."
@@ -30,13 +38,18 @@ const OwnLabels = "ci.switchyard."
 type checker struct{ errs []error }
 
 func (k *checker) wrong(key string, value any, why string) {
-	k.errs = append(k.errs, fmt.Errorf("%s: %#v %s", key, value, why))
+	k.say(key, fmt.Sprintf("%s: %#v %s", key, value, why))
 }
 
 func (k *checker) err(key, value string, err error) {
 	if err != nil {
-		k.errs = append(k.errs, fmt.Errorf("%s: %q: %w", key, value, err))
+		k.say(key, fmt.Sprintf("%s: %q: %v", key, value, err))
 	}
+}
+
+func (k *checker) say(key, text string) {
+	key, _, _ = strings.Cut(key, "[")
+	k.errs = append(k.errs, &KeyError{key, text})
 }
 
 // match wants value to be empty or of the form.
@@ -90,6 +103,9 @@ var logOptions = []string{"compress", "env", "env-regex", "labels", "labels-rege
 // plain checks the keys that go to the engine as they are.
 func (k *checker) plain(c *Config) {
 	k.host(c)
+	if c.BuildsDir != "" && (!path.IsAbs(c.BuildsDir) || path.Clean(c.BuildsDir) != c.BuildsDir || c.BuildsDir == "/") {
+		k.wrong("builds_dir", c.BuildsDir, "must be an absolute path in the containers, and not /")
+	}
 	k.match("hostname", c.Hostname, hostnameForm, "is no name of a host: use letters, digits, - and .")
 	k.match("cpuset_cpus", c.CpusetCPUs, cpusetForm, "must be numbers and ranges, for example 0-2,4")
 	k.match("cpuset_mems", c.CpusetMems, cpusetForm, "must be numbers and ranges, for example 0,1")
@@ -215,12 +231,12 @@ func (k *checker) images(c *Config) {
 	k.patterns("services_devices", slices.Sorted(maps.Keys(c.ServicesDevices)))
 	for _, policy := range c.AllowedPullPolicies {
 		if !slices.Contains(pullPolicies, policy) {
-			k.errs = append(k.errs, fmt.Errorf("unsupported allowed_pull_policies config: %q; use always, if-not-present or never", policy))
+			k.say("allowed_pull_policies", fmt.Sprintf("unsupported allowed_pull_policies config: %q; use always, if-not-present or never", policy))
 		}
 	}
 	for _, policy := range c.PullPolicy {
 		if !slices.Contains(pullPolicies, policy) {
-			k.errs = append(k.errs, fmt.Errorf("unsupported pull_policy config: %q; use always, if-not-present or never", policy))
+			k.say("pull_policy", fmt.Sprintf("unsupported pull_policy config: %q; use always, if-not-present or never", policy))
 		}
 	}
 	for i, service := range c.Services {

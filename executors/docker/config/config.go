@@ -82,6 +82,9 @@ type Config struct {
 	EnableIPv6  bool     `yaml:"enable_ipv6"`
 	NetworkMTU  int      `yaml:"network_mtu"`
 
+	// BuildsDir is where builds are in the containers, by default /builds; of [[runners]] in gitlab-runner. CacheDir is a
+	// folder of the engine's host that caches are in instead of volumes.
+	BuildsDir       string            `yaml:"builds_dir"`
 	Volumes         []string          `yaml:"volumes"`
 	VolumesFrom     []string          `yaml:"volumes_from"`
 	VolumeDriver    string            `yaml:"volume_driver"`

@@ -103,6 +103,7 @@ var table = map[string]struct {
 	"volume_driver": {valid: "nfs", look: func(p Parts) any { return p.Host.VolumeDriver }, build: "nfs", helper: "nfs"},
 	"tmpfs":         {valid: "{/tmp: rw}", look: func(p Parts) any { return p.Host.Tmpfs }, build: map[string]string{"/tmp": "rw"}, wrong: map[string]string{"{tmp: rw}": "must be an absolute path"}},
 
+	"builds_dir":        {valid: "/srv/builds", wrong: map[string]string{"builds": "must be an absolute path", "/": "must be an absolute path", "/a/": "must be an absolute path"}},
 	"volume_driver_ops": {valid: "{type: nfs}"},
 	"volume_keep":       {valid: "true"},
 	"cache_dir":         {valid: "/srv/cache"},
@@ -181,8 +182,15 @@ func TestEveryKeyWorksOrIsRefused(t *testing.T) {
 }
 
 func TestAllMistakesAreSaid(t *testing.T) {
-	err := parse(t, "memory: x\ncpus: y\nisolation: process\n").Check()
-	require.Len(t, strings.Split(err.Error(), "\n"), 3)
+	err := parse(t, "memory: x\nservices: [{}]\nisolation: process\npull_policy: x\n").Check()
+	require.Len(t, strings.Split(err.Error(), "\n"), 4)
+	var keys []string
+	for _, one := range err.(interface{ Unwrap() []error }).Unwrap() {
+		var typed *KeyError
+		require.ErrorAs(t, one, &typed)
+		keys = append(keys, typed.Key)
+	}
+	require.ElementsMatch(t, []string{"memory", "services", "isolation", "pull_policy"}, keys)
 }
 
 func TestKeysOfServicesAreChecked(t *testing.T) {
