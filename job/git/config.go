@@ -24,12 +24,12 @@ func readConfig(text string) []setting {
 	var section, sub string
 	for {
 		p.skip(" \t\r\n")
-		switch c := p.peek(); {
-		case c == 0:
+		switch p.peek() {
+		case 0:
 			return list
-		case c == '#' || c == ';':
+		case '#', ';':
 			p.skipLine()
-		case c == '[':
+		case '[':
 			var ok bool
 			if section, sub, ok = p.header(); !ok {
 				return list

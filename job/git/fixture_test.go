@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -39,6 +40,7 @@ func run(t testing.TB, dir string, args ...string) string {
 type server struct {
 	root, url string
 	public    bool
+	handler   http.Handler
 
 	mu       sync.Mutex
 	refused  int
@@ -59,9 +61,9 @@ func newServer(t testing.TB) *server {
 			"GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*",
 		},
 	}
-	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, password, ok := r.BasicAuth()
-		allowed := s.public || ok && password == token
+		allowed := s.public || ok && password == token || strings.Contains(r.URL.Path, "/info/lfs/objects/batch/") // it sees itself
 		s.mu.Lock()
 		if !allowed {
 			s.refused++
@@ -82,7 +84,8 @@ func newServer(t testing.TB) *server {
 			serving()
 		}
 		backend.ServeHTTP(w, r)
-	}))
+	})
+	h := httptest.NewServer(s.handler)
 	t.Cleanup(h.Close)
 	s.url = h.URL
 	return s
@@ -143,6 +146,7 @@ type project struct {
 	said    string
 	argv    []string
 	envs    [][]string
+	as      *syscall.Credential // of git's processes, unless nil
 }
 
 func newProject(t testing.TB, r *repository) *project {
@@ -156,7 +160,7 @@ func newProject(t testing.TB, r *repository) *project {
 		},
 		Dir: dir, Temp: dir + ".tmp", URL: withToken(r.url), Ref: "main", Depth: 2,
 		UserAgent:   "switchyard-job test",
-		Environment: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "CI_JOB_TOKEN=" + token},
+		Environment: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "CI_JOB_TOKEN=" + token, "GIT_CONFIG_NOSYSTEM=1"},
 		Notice:      func(s string) { p.notices = append(p.notices, s) },
 		Warn:        func(s string) { p.notices = append(p.notices, "WARNING: "+s) },
 		Say:         func(s string) { p.said += s + "\n" },
@@ -170,6 +174,9 @@ func newProject(t testing.TB, r *repository) *project {
 				}
 			}
 			c.Dir, c.Env = dir, env
+			if p.as != nil {
+				c.SysProcAttr = &syscall.SysProcAttr{Credential: p.as}
+			}
 			out, err := c.CombinedOutput()
 			p.said += string(out)
 			if exit, ok := errors.AsType[*exec.ExitError](err); ok {

@@ -66,11 +66,7 @@ func (s *Sources) pullSubmodulesLFS(ctx context.Context, r remote, fresh bool, l
 			continue
 		}
 		s.Notice("Pulling LFS files...")
-		line := "if git"
-		for _, arg := range findLFS {
-			line += " '" + arg + "'"
-		}
-		args := append([]string{"submodule"}, s.recursively("foreach", line+"; then git lfs pull; fi")...)
+		args := append([]string{"submodule"}, s.recursively("foreach", "if "+shellLine(findLFS)+"; then git lfs pull; fi")...)
 		return s.git(ctx, fresh, s.lfsEnvironment(r), s.Dir, args...)
 	}
 	return nil

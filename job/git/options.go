@@ -53,10 +53,10 @@ type Options struct {
 	// SkipLFS: large files stay pointers (GIT_LFS_SKIP_SMUDGE).
 	SkipLFS bool
 
-	NativeClone   bool // FF_USE_GIT_NATIVE_CLONE
-	BundleURIs    bool // FF_USE_GIT_BUNDLE_URIS
-	CorrelationID bool // FF_USE_GITALY_CORRELATION_ID: Sources.CorrelationID is sent
-	CleanUp       bool // FF_ENABLE_JOB_CLEANUP: Sources.CleanUp is to be called when the job has ended
+	NativeClone bool // FF_USE_GIT_NATIVE_CLONE
+	BundleURIs  bool // FF_USE_GIT_BUNDLE_URIS
+	Correlate   bool // FF_USE_GITALY_CORRELATION_ID: CorrelationID is sent
+	CleanUp     bool // FF_ENABLE_JOB_CLEANUP: Sources.CleanUp is to be called when the job has ended
 
 	Server Server
 }
@@ -78,17 +78,17 @@ type Server struct {
 func ReadOptions(value func(string) string, allowFetch bool, gitDepth int, warn func(string)) (Options, error) {
 	v := reader{value: value, warn: warn}
 	o := Options{
-		Strategy:      v.strategy(allowFetch),
-		CleanFlags:    v.flags("GIT_CLEAN_FLAGS", "-ffdx"),
-		FetchFlags:    v.flags("GIT_FETCH_EXTRA_FLAGS", "--prune", "--quiet"),
-		CloneFlags:    v.flags("GIT_CLONE_EXTRA_FLAGS"),
-		ClonePath:     value("GIT_CLONE_PATH"),
-		SkipLFS:       v.boolean("GIT_LFS_SKIP_SMUDGE", false),
-		NativeClone:   v.boolean("FF_USE_GIT_NATIVE_CLONE", false),
-		BundleURIs:    v.boolean("FF_USE_GIT_BUNDLE_URIS", true),
-		CorrelationID: v.boolean("FF_USE_GITALY_CORRELATION_ID", true),
-		CleanUp:       v.boolean("FF_ENABLE_JOB_CLEANUP", false),
-		Submodules:    NoSubmodules,
+		Strategy:    v.strategy(allowFetch),
+		CleanFlags:  v.flags("GIT_CLEAN_FLAGS", "-ffdx"),
+		FetchFlags:  v.flags("GIT_FETCH_EXTRA_FLAGS", "--prune", "--quiet"),
+		CloneFlags:  v.flags("GIT_CLONE_EXTRA_FLAGS"),
+		ClonePath:   value("GIT_CLONE_PATH"),
+		SkipLFS:     v.boolean("GIT_LFS_SKIP_SMUDGE", false),
+		NativeClone: v.boolean("FF_USE_GIT_NATIVE_CLONE", false),
+		BundleURIs:  v.boolean("FF_USE_GIT_BUNDLE_URIS", true),
+		Correlate:   v.boolean("FF_USE_GITALY_CORRELATION_ID", true),
+		CleanUp:     v.boolean("FF_ENABLE_JOB_CLEANUP", false),
+		Submodules:  NoSubmodules,
 		Server: Server{
 			URL: value("CI_SERVER_URL"), Host: value("CI_SERVER_HOST"), ProjectPath: value("CI_PROJECT_PATH"),
 			SSHHost: value("CI_SERVER_SHELL_SSH_HOST"), SSHPort: value("CI_SERVER_SHELL_SSH_PORT"),

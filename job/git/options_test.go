@@ -13,7 +13,7 @@ func TestReadOptions(t *testing.T) {
 	defaults := func() git.Options {
 		return git.Options{
 			Strategy: git.Fetch, Checkout: true, CleanFlags: []string{"-ffdx"}, FetchFlags: []string{"--prune", "--quiet"},
-			Submodules: git.NoSubmodules, BundleURIs: true, CorrelationID: true,
+			Submodules: git.NoSubmodules, BundleURIs: true, Correlate: true,
 		}
 	}
 	normal := func(o *git.Options) {
@@ -64,7 +64,7 @@ func TestReadOptions(t *testing.T) {
 		},
 		"feature flags": {
 			values: values{"FF_USE_GIT_BUNDLE_URIS": "0", "FF_USE_GITALY_CORRELATION_ID": "false", "FF_ENABLE_JOB_CLEANUP": "1"},
-			change: func(o *git.Options) { o.BundleURIs, o.CorrelationID, o.CleanUp = false, false, true },
+			change: func(o *git.Options) { o.BundleURIs, o.Correlate, o.CleanUp = false, false, true },
 		},
 		"lfs":        {values: values{"GIT_LFS_SKIP_SMUDGE": "1"}, change: func(o *git.Options) { o.SkipLFS = true }},
 		"clone path": {values: values{"GIT_CLONE_PATH": "/b/p"}, change: func(o *git.Options) { o.ClonePath = "/b/p" }},

@@ -21,10 +21,10 @@ func (e *ExitError) Error() string { return fmt.Sprintf("git %s: exit code %d", 
 func (s *Sources) git(ctx context.Context, fresh bool, env []string, dir string, args ...string) error {
 	code, said, err := s.Run(ctx, append([]string{"git"}, args...), env, dir)
 	name := args[0]
-	switch {
-	case name == "-c":
+	switch name {
+	case "-c":
 		name = args[2]
-	case name == "submodule" || name == "lfs":
+	case "submodule", "lfs":
 		name += " " + args[1]
 	}
 	if ctx.Err() != nil {

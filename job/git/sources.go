@@ -198,7 +198,7 @@ func (s *Sources) fetching(r remote, repositories ...string) []string {
 	return s.environment(config...)
 }
 
-func (s *Sources) correlates() bool { return s.Options.CorrelationID && s.CorrelationID != "" }
+func (s *Sources) correlates() bool { return s.Correlate && s.CorrelationID != "" }
 
 func (s *Sources) tellCorrelation() {
 	if s.correlates() {

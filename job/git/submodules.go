@@ -157,17 +157,21 @@ func (s *Sources) withPaths(args []string) []string {
 	return slices.Concat(args, []string{"--"}, s.SubmodulePaths)
 }
 
-// cleanCommand is a line of shell: git submodule foreach takes that.
 func (s *Sources) cleanCommand() string {
-	flags := s.CleanFlags
-	if len(flags) == 0 {
-		flags = []string{"-ffdx"}
+	if len(s.CleanFlags) == 0 {
+		return "git clean -ffdx"
 	}
-	line := "git clean"
-	for _, f := range flags {
-		line += " '" + strings.ReplaceAll(f, "'", `'\''`) + "'"
+	return shellLine(append([]string{"clean"}, s.CleanFlags...))
+}
+
+// shellLine is a command of git for the shell in which git submodule foreach runs it.
+func shellLine(args []string) string {
+	var line strings.Builder
+	line.WriteString("git")
+	for _, arg := range args {
+		line.WriteString(" '" + strings.ReplaceAll(arg, "'", `'\''`) + "'")
 	}
-	return line
+	return line.String()
 }
 
 // cleanSubmodules brings submodules that are there back to what is checked out in them.
