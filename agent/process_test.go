@@ -66,6 +66,10 @@ func spawn(t testing.TB, f *fakefleet.Fleet, data string, args ...string) *proce
 	}, args...)...)
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.WaitDelay = time.Second
+	// Jobs are login shells: what the profile of whoever runs the tests does, and leaves behind when it is killed, is not theirs.
+	home := filepath.Join(filepath.Dir(data), "home")
+	require.NoError(t, os.MkdirAll(home, 0o700))
+	p.cmd.Env = append(os.Environ(), "HOME="+home)
 	require.NoError(t, p.cmd.Start())
 	go func() {
 		defer close(p.done)
