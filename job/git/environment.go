@@ -23,7 +23,10 @@ func (s *Sources) environment(config ...[2]string) []string {
 		"GIT_TERMINAL_PROMPT": "0",
 		"GCM_INTERACTIVE":     "Never",
 		"GIT_TEMPLATE_DIR":    "", // submodules need no examples of hooks
-		"LC_ALL":              "C",
+		// What an earlier job replaced is not what this one wants.
+		"GIT_NO_REPLACE_OBJECTS": "1",
+		"GIT_DEFAULT_REF_FORMAT": "files",
+		"LC_ALL":                 "C", // damaged reads what git says
 	}
 	if !s.SkipLFS {
 		own["GIT_LFS_SKIP_SMUDGE"] = "1" // git lfs pull does the same for all files together

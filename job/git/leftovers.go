@@ -32,6 +32,12 @@ func (s *Sources) tidy(repository string, r remote) error {
 	defer func() { _ = root.Close() }()
 	s.worktrees = nil
 	for _, module := range list {
+		if isReftable(module) { // its configuration would have to say so; it is fetched anew
+			if err := removeTree(module); err != nil {
+				return err
+			}
+			continue
+		}
 		text, err := readSmall(filepath.Join(module, "config"))
 		if err != nil {
 			text = ""
@@ -100,7 +106,7 @@ func (s *Sources) moduleWorktree(root *os.Root, module string, config []setting)
 
 func tidyOne(repository string) error {
 	for _, name := range []string{
-		"config", "config.worktree", "hooks", "info/attributes", "info/grafts", "gc.pid", "objects/maintenance.lock",
+		"config", "config.worktree", "commondir", "hooks", "info/attributes", "info/grafts", "gc.pid", "objects/maintenance.lock",
 		"objects/info/commit-graph.lock", "objects/info/commit-graphs/commit-graph-chain.lock",
 	} {
 		if err := os.RemoveAll(filepath.Join(repository, name)); err != nil {
@@ -193,6 +199,12 @@ func isRepository(dir string) bool {
 		}
 	}
 	return true
+}
+
+// isReftable says whether references are not in files, as git clone makes it where git is configured so.
+func isReftable(repository string) bool {
+	_, err := os.Lstat(filepath.Join(repository, "reftable"))
+	return err == nil
 }
 
 // hasPromised says whether some objects were left out when the repository was fetched (--filter): git may then fetch

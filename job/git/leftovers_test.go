@@ -56,8 +56,9 @@ func TestLeftovers(t *testing.T) {
 		"index.lock": "", "shallow.lock": "", "HEAD.lock": "", "packed-refs.lock": "", "config.lock": "", "ORIG_HEAD.lock": "",
 		"objects/maintenance.lock": "", "gc.pid": "1 nowhere", "objects/pack/tmp_pack_Xy": "half", "refs/pipelines/7.lock": "",
 		"hooks/post-checkout": "#!/bin/sh\ntouch " + p.Temp + "-ran\n", "info/attributes": "* filter=evil\n",
-		"config.worktree": "[core]\n\tfsmonitor = touch " + p.Temp + "-ran\n",
+		"commondir": "../../evil\n", "config.worktree": "[core]\n\tfsmonitor = touch " + p.Temp + "-ran\n",
 	}
+	p.script("git replace HEAD HEAD~1; cp -r .git ../evil; git config --file ../evil/config core.fsmonitor 'touch " + p.Temp + "-ran'")
 	for name, text := range left {
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(repository, name)), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(repository, name), []byte(text), 0o755))

@@ -110,7 +110,7 @@ func (s *Sources) hasLFS() bool {
 // mayHaveAttributes looks into an index for files with attributes, but for one in its first folder if that is known. It says
 // yes if it cannot tell.
 func mayHaveAttributes(index string, known bool) bool {
-	const most = 64 << 20
+	const most = 16 << 20 // some 150,000 files
 	f, err := os.OpenFile(index, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return false

@@ -104,7 +104,7 @@ func (s *Sources) inspect(repository string) (absent bool, err error) {
 			return false, errUnusable
 		}
 	}
-	if _, err := os.Lstat(filepath.Join(repository, "reftable")); err == nil {
+	if isReftable(repository) {
 		return false, errUnusable
 	}
 	head, err := readSmall(filepath.Join(repository, "HEAD"))
