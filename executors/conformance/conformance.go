@@ -56,6 +56,7 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"ExecGoesOnWithoutItsCaller", execGoesOn},
 		{"KilledUnderTheJob", killedUnderTheJob},
 		{"AgentRestarts", agentRestarts},
+		{"StreamsThatAreLost", lostStreams},
 		{"StartsOnce", startsOnce},
 		{"DestroyLeavesNothing", destroyLeavesNothing},
 		{"DestroyOfWhatWasNeverUsed", destroyUnused},

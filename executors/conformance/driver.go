@@ -21,14 +21,16 @@ import (
 
 	"github.com/switchyard-ci/switchyard/executors"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/attach"
 	"github.com/switchyard-ci/switchyard/job/folder"
 )
 
 // place is where a case's jobs run. It does what the agent does, without its care.
 type place struct {
 	Harness
-	t    *testing.T
-	last int
+	t      *testing.T
+	last   int
+	adjust func(*folder.Spec) // has the last word about a job; may be nil
 }
 
 // running is a job in an environment.
@@ -41,6 +43,8 @@ type running struct {
 	folder *folder.Folder
 	trace  *folder.Trace
 	prefix int64
+	mirror *attach.Mirror // if the job folder is elsewhere
+	stream *stream        // the last one; see stream.go
 
 	drop  context.CancelFunc // ends the wait for the process
 	ready chan struct{}
@@ -94,7 +98,12 @@ func (p *place) prepare(job *runnerapi.Job, options ...option) *running {
 
 	r := &running{t: p.t, place: p, name: "sy-test-" + strconv.Itoa(p.last) + "-1", ready: make(chan struct{}), ended: make(chan exit, 1)}
 	parent := filepath.Join(p.Jobs, r.name)
-	r.spec = executors.Spec{Name: r.name, Folder: filepath.Join(parent, "job"), Job: job, JobBinary: p.JobBinary}
+	r.spec = executors.Spec{
+		Name: r.name, Folder: filepath.Join(parent, "job"), Job: job, JobBinary: p.JobBinary,
+		Runner: spec.Runner, ConcurrentID: spec.ConcurrentID, ConcurrentProjectID: spec.ConcurrentProjectID,
+		Timeout:   time.Duration(job.RunnerInfo.Timeout) * time.Second,
+		ServerURL: spec.ServerURL, ServerCA: spec.ServerCA, Settings: spec.Settings, Environment: spec.Environment,
+	}
 	require.NoError(p.t, mkdir(parent))
 	r.folder, err = folder.Make(r.spec.Folder)
 	require.NoError(p.t, err)
@@ -109,11 +118,19 @@ func (p *place) prepare(job *runnerapi.Job, options ...option) *running {
 	grace := spec.KillGrace
 	r.env.Job().Complete(&spec)
 	spec.KillGrace = grace
+	if p.adjust != nil {
+		p.adjust(&spec)
+	}
 	require.NoError(p.t, r.folder.WritePayload(payload))
 	require.NoError(p.t, r.folder.WriteSpec(spec))
-	path, ok := r.env.LocalFolder()
-	require.True(p.t, ok, "the suite cannot follow jobs whose folder is elsewhere yet")
-	require.Equal(p.t, r.spec.Folder, path)
+	if r.here() {
+		path, _ := r.env.LocalFolder()
+		require.Equal(p.t, r.spec.Folder, path)
+	} else {
+		require.NotEqual(p.t, r.spec.Folder, r.env.Job().Folder)
+		r.mirror, err = attach.OpenMirror(r.folder)
+		require.NoError(p.t, err)
+	}
 	r.trace, err = r.folder.OpenTrace()
 	require.NoError(p.t, err)
 	p.t.Cleanup(func() {
@@ -126,6 +143,9 @@ func (p *place) prepare(job *runnerapi.Job, options ...option) *running {
 		}
 		require.NoError(p.t, r.trace.Close())
 		require.NoError(p.t, r.folder.Close())
+		if r.mirror != nil {
+			require.NoError(p.t, r.mirror.Close())
+		}
 	})
 	return r
 }
@@ -146,8 +166,18 @@ func (p *place) finish(job *runnerapi.Job, options ...option) (result folder.Res
 	return r.result(), r.text()
 }
 
+// here says whether the job folder is on this host.
+func (r *running) here() bool {
+	_, ok := r.env.LocalFolder()
+	return ok
+}
+
 // exec starts switchyard-job.
 func (r *running) exec() {
+	if !r.here() {
+		r.open("launch")
+		return
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.drop = cancel
 	place := r.env.Job()
@@ -184,21 +214,30 @@ func (r *running) awaitReady() {
 }
 
 // follow connects to the job.
-func (r *running) follow() *folder.Follower {
+func (r *running) follow() *following {
 	r.t.Helper()
+	if !r.here() {
+		return &following{stream: r.stream}
+	}
 	f, err := r.folder.Follow(r.t.Context())
 	require.NoError(r.t, err)
 	r.t.Cleanup(func() { _ = f.Close() })
-	return f
+	return &following{Follower: f}
 }
 
 // await waits until the trace contains text.
 func (r *running) await(text string) {
 	r.t.Helper()
 	f := r.follow()
-	defer f.Close()
-	for !strings.Contains(r.text(), text) {
-		if _, err := f.Next(); err != nil {
+	defer f.close()
+	limit := time.AfterFunc(patience, f.close)
+	defer limit.Stop()
+	for {
+		news := f.news()
+		if strings.Contains(r.text(), text) {
+			return
+		}
+		if err := f.next(news); err != nil {
 			if strings.Contains(r.text(), text) {
 				return
 			}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -82,7 +83,9 @@ func killedUnderTheJob(t *testing.T, p *place) {
 	p.awaitProcesses(nap, 5)
 	require.NoError(t, r.env.Kill(t.Context()))
 	p.gone(nap)
-	require.Equal(t, 128+9, r.wait().code)
+	if e := r.wait(); e.err == nil || r.here() { // a stream may be lost instead
+		require.Equal(t, 128+9, e.code)
+	}
 	_, err := r.folder.Result()
 	require.ErrorIs(t, err, folder.ErrNoResult)
 	alive, err := r.folder.Running()
@@ -102,25 +105,55 @@ func agentRestarts(t *testing.T, p *place) {
 	require.NoError(t, again.Sweep(t.Context(), func(name string) bool { return name == r.name }))
 	env, err := again.Recover(t.Context(), r.spec)
 	require.NoError(t, err)
+	require.Equal(t, r.env.Job(), env.Job())
+	require.Equal(t, r.here(), func() bool { _, ok := env.LocalFolder(); return ok }())
 	r.env = env
-	path, ok := env.LocalFolder()
-	require.True(t, ok)
-	require.Equal(t, r.spec.Folder, path)
+	if !r.here() {
+		r.ended = make(chan exit, 1)
+		r.open("attach")
+	}
 	f := r.follow()
 	code, err := env.Exec(t.Context(), executors.Command{Argv: []string{"touch", filepath.Join(env.Job().BuildsDir, gate)}})
 	require.NoError(t, err)
 	require.Zero(t, code)
-	for {
-		if _, err := f.Next(); err != nil {
-			require.ErrorIs(t, err, folder.ErrGone)
-			break
-		}
+	for err == nil {
+		err = f.next(f.news())
 	}
+	require.ErrorIs(t, err, folder.ErrGone)
 	result := r.result()
 	require.Equal(t, 5, result.ExitCode)
 	require.Equal(t, 1, strings.Count(r.text(), "before\n"))
 	require.Contains(t, r.text(), "after\n")
 	require.NoError(t, env.Destroy(t.Context()))
+}
+
+// lostStreams is more streams than a job takes followers: what is lost must not stay.
+func lostStreams(t *testing.T, p *place) {
+	gate := "gate-" + strings.ReplaceAll(naps(t), " ", "-")
+	r := p.prepare(script("echo begun", "while ! test -e \"$CI_BUILDS_DIR/"+gate+"\"; do sleep 0.02; done", "echo ended"))
+	if r.here() {
+		return
+	}
+	r.exec()
+	r.awaitReady()
+	r.await("begun")
+	for range 40 {
+		r.drop()
+		require.ErrorIs(t, r.wait().err, context.Canceled)
+		r.ended = make(chan exit, 1)
+		r.open("attach")
+		select {
+		case <-r.stream.hello:
+		case <-time.After(patience):
+			t.Fatal("the job cannot be attached to any more")
+		}
+	}
+	code, err := r.env.Exec(t.Context(), executors.Command{Argv: []string{"touch", path.Join(r.env.Job().BuildsDir, gate)}})
+	require.NoError(t, err)
+	require.Zero(t, code)
+	require.Zero(t, r.wait().code)
+	succeeded(t, r.result(), r.text())
+	require.Contains(t, r.text(), "ended\n")
 }
 
 func startsOnce(t *testing.T, p *place) {
@@ -132,6 +165,11 @@ func startsOnce(t *testing.T, p *place) {
 	code, err := r.env.Exec(t.Context(), executors.Command{Argv: []string{place.Binary, "run", place.Folder}})
 	require.NoError(t, err)
 	require.NotZero(t, code)
+	if !r.here() {
+		r.ended = make(chan exit, 1)
+		r.open("launch")
+		require.Zero(t, r.wait().code, "it follows what was started")
+	}
 	require.Equal(t, before, r.text())
 }
 
@@ -151,7 +189,7 @@ func destroyLeavesNothing(t *testing.T, p *place) {
 	p.awaitProcesses(nap, 5)
 	require.NoError(t, r.env.Destroy(t.Context()))
 	p.gone(nap)
-	p.gone(r.spec.Folder)
+	p.gone(r.env.Job().Folder)
 	r.wait()
 }
 
