@@ -70,14 +70,14 @@ func (c *collector) program(name string) (found bool, err error) {
 
 // binary puts the program at path to name in the image, with its libraries.
 func (c *collector) binary(name, path string) error {
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return err
 	}
-	if err := c.tree.file(name, real); err != nil {
+	if err := c.tree.file(name, target); err != nil {
 		return err
 	}
-	if err := c.libraries.add(real); err != nil && !errors.Is(err, errNotELF) {
+	if err := c.libraries.add(target); err != nil && !errors.Is(err, errNotELF) {
 		return err
 	}
 	return nil
@@ -117,7 +117,7 @@ func (c *collector) shell(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for _, name := range strings.Fields(list) {
+		for name := range strings.FieldsSeq(list) {
 			if path := "/usr/bin/" + name; !c.tree.has(path) && !strings.Contains(name, "/") {
 				c.tree.link(path, busybox)
 			}

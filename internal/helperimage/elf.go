@@ -120,11 +120,11 @@ func (l *libraries) add(path string) error {
 		return err
 	}
 	if p.loader != "" && !l.tree.has(p.loader) {
-		real, err := filepath.EvalSymlinks(p.loader)
+		target, err := filepath.EvalSymlinks(p.loader)
 		if err != nil {
 			return fmt.Errorf("%s: its loader: %w", path, err)
 		}
-		if err := l.tree.file(p.loader, real); err != nil {
+		if err := l.tree.file(p.loader, target); err != nil {
 			return fmt.Errorf("%s: its loader: %w", path, err)
 		}
 		l.done[filepath.Base(p.loader)] = true

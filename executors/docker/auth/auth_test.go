@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,9 +27,7 @@ func docker(t *testing.T, passwords map[string]string, more map[string]any) stri
 		auths[name] = map[string]string{"auth": base64.StdEncoding.EncodeToString([]byte("user:" + password))}
 	}
 	file := map[string]any{"auths": auths}
-	for key, value := range more {
-		file[key] = value
-	}
+	maps.Copy(file, more)
 	text, err := json.Marshal(file)
 	require.NoError(t, err)
 	return string(text)
@@ -113,7 +112,8 @@ func TestTheLongestPartCountsThenTheFirstSource(t *testing.T) {
 		{"ruby", "", ""},
 	} {
 		password, source, warnings := find(t, s, row[0])
-		require.Equal(t, row, [3]string{row[0], password, source})
+		require.Equal(t, row[1], password, row[0])
+		require.Equal(t, row[2], source, row[0])
 		require.Empty(t, warnings)
 	}
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -166,8 +167,8 @@ func (p *program) Output() ([]byte, error) {
 
 // lookPath finds a program in the PATH of environ.
 func lookPath(name string, environ []string) (string, error) {
-	for i := len(environ) - 1; i >= 0; i-- {
-		list, ok := strings.CutPrefix(environ[i], "PATH=")
+	for _, variable := range slices.Backward(environ) {
+		list, ok := strings.CutPrefix(variable, "PATH=")
 		if !ok {
 			continue
 		}

@@ -173,8 +173,8 @@ func Keys() []string { return keys(reflect.TypeFor[Config]()) }
 
 func keys(t reflect.Type) []string {
 	var names []string
-	for i := range t.NumField() {
-		names = append(names, t.Field(i).Tag.Get("yaml"))
+	for field := range t.Fields() {
+		names = append(names, field.Tag.Get("yaml"))
 	}
 	slices.Sort(names)
 	return names

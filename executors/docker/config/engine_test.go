@@ -142,7 +142,7 @@ func TestTheEngineDoesWhatTheSettingsSay(t *testing.T) {
 	require.EqualValues(t, 64<<20, got.Memory)
 	require.EqualValues(t, 96<<20, got.MemorySwap)
 	require.EqualValues(t, 32<<20, got.MemoryReservation)
-	require.EqualValues(t, 5e8, got.NanoCPUs)
+	require.EqualValues(t, 500_000_000, got.NanoCPUs)
 	require.EqualValues(t, 512, got.CPUShares)
 	require.Equal(t, "0", got.CpusetCpus)
 	require.EqualValues(t, 50, *got.PidsLimit)
@@ -171,6 +171,6 @@ func TestTheEngineDoesWhatTheSettingsSay(t *testing.T) {
 	require.Contains(t, out, "size=2048k")
 	require.Contains(t, out, "/dev/nil")
 	require.EqualValues(t, 48<<20, inspect.HostConfig.Memory)
-	require.EqualValues(t, 25e7, inspect.HostConfig.NanoCPUs)
+	require.EqualValues(t, 250_000_000, inspect.HostConfig.NanoCPUs)
 	require.Equal(t, []string{"no-new-privileges"}, inspect.HostConfig.SecurityOpt)
 }

@@ -78,7 +78,7 @@ func unknownOptions(fields map[string]json.RawMessage, known []string, of string
 	if len(unknown) == 0 {
 		return nil
 	}
-	return fmt.Errorf("Unsupported \"image\" options %v for %q; supported options are %v", unknown, of, known) //nolint:revive,staticcheck // gitlab-runner's words, for users
+	return fmt.Errorf("Unsupported \"image\" options %v for %q; supported options are %v", unknown, of, known) // gitlab-runner's words, for users
 }
 
 func optionError(err error) error {

@@ -24,9 +24,13 @@ import (
 
 // Engine is what is asked of an engine; *client.Client is one.
 type Engine interface {
+	// DaemonHost is the engine's address.
 	DaemonHost() string
+	// ServerVersion returns, among others, the engine's platform.
 	ServerVersion(context.Context, client.ServerVersionOptions) (client.ServerVersionResult, error)
+	// ImageInspect returns what the engine knows of an image.
 	ImageInspect(ctx context.Context, image string, options ...client.ImageInspectOption) (client.ImageInspectResult, error)
+	// ImageLoad loads an archive and returns what the engine says meanwhile.
 	ImageLoad(ctx context.Context, archive io.Reader, options ...client.ImageLoadOption) (client.ImageLoadResult, error)
 }
 

@@ -38,8 +38,11 @@ const progressEvery = 5 * time.Second
 
 // Engine is what is asked of an engine; *client.Client is one.
 type Engine interface {
+	// ClientVersion is the version of the API that is spoken.
 	ClientVersion() string
+	// ImageInspect returns what the engine knows of an image.
 	ImageInspect(ctx context.Context, image string, options ...client.ImageInspectOption) (client.ImageInspectResult, error)
+	// ImagePull starts a pull and returns what the engine says meanwhile.
 	ImagePull(ctx context.Context, image string, options client.ImagePullOptions) (client.ImagePullResponse, error)
 }
 
@@ -131,8 +134,7 @@ func (p *Puller) Get(ctx context.Context, r Request, trace io.Writer) (client.Im
 		last = err
 	}
 	reason := runnerapi.ReasonRunnerSystem
-	var typed *executors.Error
-	if errors.As(last, &typed) {
+	if typed, ok := errors.AsType[*executors.Error](last); ok {
 		reason = typed.Reason
 	}
 	return none, failure(reason, fmt.Errorf("failed to pull image %q with specified policies %s: %w", r.Image, policies, last))

@@ -25,11 +25,11 @@ func main() {
 	switch {
 	case errors.Is(err, helperimage.ErrCannot):
 		_ = os.Remove(*out) // of another switchyard-job
-		fmt.Printf("%s is left out: %v; deploy/helper/Dockerfile makes one anywhere\n", *out, err)
+		fmt.Fprintf(os.Stdout, "%s is left out: %v; deploy/helper/Dockerfile makes one anywhere\n", *out, err)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	case made:
-		fmt.Printf("%s: %s for %s/%s\n", *out, info.Reference, info.OS, info.Architecture)
+		fmt.Fprintf(os.Stdout, "%s: %s for %s/%s\n", *out, info.Reference, info.OS, info.Architecture)
 	}
 }
