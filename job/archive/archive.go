@@ -105,8 +105,9 @@ func Pack(ctx context.Context, w io.Writer, f Format, level Level, root *os.Root
 // way, through one. Hard links (in tar) are made to files of the same archive only.
 //
 // An archive that breaks the rules is an error that satisfies errors.Is(err, ErrHostile) and names the entry, a damaged
-// one satisfies ErrCorrupt; what was unpacked before stays, but never a file whose content is known to be wrong. r is read
-// by several goroutines. For warn, memory and ctx see Pack; nothing is being written any more when Unpack returns.
+// one satisfies ErrCorrupt; what was unpacked before stays. Of a damaged zip that is right what is there; in a tarzstd the
+// sums come after what they are of, so the files last unpacked may be wrong. r is read by several goroutines. For warn,
+// memory and ctx see Pack; nothing is being written any more when Unpack returns.
 func Unpack(ctx context.Context, r io.ReaderAt, size int64, root *os.Root, limits Limits, warn func(string)) (Packed, error) {
 	if limits.Entries <= 0 {
 		limits.Entries = DefaultLimits.Entries

@@ -14,13 +14,19 @@ import (
 type pattern struct {
 	given string
 	match string   // clean, below the project folder
+	self  string   // of `x/**`: x, which is meant if it is a folder
+	inner string   // of `x/**`: what matches all in it
 	parts []string // match, divided
 	deep  int      // the first of parts that may be any number of names: `**`, or braces with slashes
 	found int
 }
 
 func newPattern(given, match string) *pattern {
-	p := &pattern{given: given, match: match}
+	p := &pattern{given: given, match: match, self: match, inner: match}
+	for strings.HasSuffix(p.self, "/**") {
+		p.self = strings.TrimSuffix(p.self, "/**")
+		p.inner = p.self + "/**/*"
+	}
 	if match == "." {
 		return p
 	}
@@ -74,7 +80,7 @@ func (p *pattern) goesOn(depth int) bool { return p.deep < len(p.parts) || depth
 
 // literal returns the only name at depth that p can mean, if it is so.
 func (p *pattern) literal(depth int) (string, bool) {
-	if depth >= p.deep || strings.ContainsAny(p.parts[depth], `*?[{\`) {
+	if depth >= p.deep || strings.ContainsAny(p.parts[depth], meta+`\`) {
 		return "", false
 	}
 	return p.parts[depth], true
@@ -90,8 +96,11 @@ func (p *pattern) matchesRoot() bool {
 	return true
 }
 
-func (p *pattern) matches(name string) bool {
-	matched, err := doublestar.Match(p.match, name)
+func (p *pattern) matches(name string, folder bool) bool {
+	matched, err := doublestar.Match(p.inner, name)
+	if !matched && folder && p.self != p.inner {
+		matched, err = doublestar.Match(p.self, name)
+	}
 	return err == nil && matched
 }
 
@@ -102,8 +111,12 @@ func within(dir, pattern string) (string, error) {
 		return ".", nil
 	}
 	base, rest := pattern, ""
-	if strings.ContainsAny(pattern, "*?[{") {
-		base, rest = doublestar.SplitPattern(pattern)
+	if below, ok := strings.CutPrefix(pattern, dir+"/"); ok {
+		base = below // what dir is called is no pattern
+	}
+	glob := strings.ContainsAny(base, meta)
+	if glob {
+		base, rest = doublestar.SplitPattern(base)
 	}
 	if !filepath.IsAbs(base) {
 		base = filepath.Join(dir, base)
@@ -112,11 +125,32 @@ func within(dir, pattern string) (string, error) {
 	if err != nil || leadsOut(rel) {
 		return "", outside
 	}
+	if glob { // SplitPattern has taken the backslashes away
+		rel = escape(rel)
+	}
 	rel = filepath.Join(rel, rest)
 	if leadsOut(rel) {
 		return "", outside
 	}
 	return rel, nil
+}
+
+// meta are the characters that make a pattern of a path.
+const meta = "*?[{"
+
+// escape makes a pattern that means s.
+func escape(s string) string {
+	if !strings.ContainsAny(s, meta+`]}\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := range len(s) {
+		if strings.IndexByte(meta+`]}\`, s[i]) >= 0 {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
 }
 
 func leadsOut(rel string) bool { return rel == ".." || strings.HasPrefix(rel, "../") }

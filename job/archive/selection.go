@@ -82,7 +82,8 @@ type selection struct {
 	excludes []*exclude
 	names    []string
 	messages []Message
-	trouble  []Message // of the walk
+	trouble  []Message         // of the walk
+	looking  func(name string) // tests see where it looks; nil in use
 }
 
 type exclude struct {

@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -111,12 +112,6 @@ func (u *unpacker) zipEntry(ctx context.Context, r *origin, f *zip.File, at span
 	case f.Method == methodStored && f.CompressedSize64 != f.UncompressedSize64:
 		return fmt.Errorf("%w: %q has two sizes, %d and %d", ErrCorrupt, f.Name, f.CompressedSize64, f.UncompressedSize64)
 	}
-	if f.UncompressedSize64 > 1<<62 {
-		return refused(f.Name, "is impossibly large")
-	}
-	if err := u.count(f.Name, int64(f.UncompressedSize64)); err != nil {
-		return err
-	}
 	if mode.Type() == fs.ModeSymlink {
 		if f.UncompressedSize64 > longestName || f.CompressedSize64 > 2*longestName {
 			return refused(f.Name, "is a link with an impossible target")
@@ -126,6 +121,9 @@ func (u *unpacker) zipEntry(ctx context.Context, r *origin, f *zip.File, at span
 			return named(f.Name, err)
 		}
 		return u.link(e, string(target))
+	}
+	if err := u.count(f.Name, int64(min(f.UncompressedSize64, math.MaxInt64))); err != nil {
+		return err
 	}
 	to, err := u.file(e)
 	if err != nil {

@@ -47,6 +47,9 @@ func (s *selection) folder(ctx context.Context, in *os.Root, name string, depth 
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if s.looking != nil {
+		s.looking(name)
+	}
 	children, err := s.children(in, depth, states)
 	if err != nil {
 		if name == "" {
@@ -103,13 +106,11 @@ func (s *selection) into(ctx context.Context, in *os.Root, c child, full string,
 // look into it.
 func (s *selection) look(c child, full string, depth int, states, below []state) (chosen, descend bool) {
 	link := c.kind&fs.ModeSymlink != 0
-	follow := link && s.follow(c, full, depth, states)
 	matched := 0
 	for i, p := range s.patterns {
 		was := states[i]
 		now := state{alive: was.alive && p.alive(c.name, depth), times: was.times}
-		// `link/**` means what is below the link, not the link.
-		if now.alive && !(follow && depth+1 < len(p.parts)) && p.matches(full) {
+		if now.alive && p.matches(full, c.kind.IsDir()) {
 			now.times++
 		}
 		below[i] = now
@@ -131,17 +132,6 @@ func (s *selection) look(c child, full string, depth int, states, below []state)
 		descend = descend || below[i].alive || below[i].times > 0
 	}
 	return chosen, descend
-}
-
-// follow tells whether a pattern names the link c and goes on below it, and it leads to a folder of the project.
-func (s *selection) follow(c child, full string, depth int, states []state) bool {
-	for i, p := range s.patterns {
-		if states[i].alive && depth < p.deep && p.goesOn(depth) && p.alive(c.name, depth) {
-			info, err := s.root.Stat(full)
-			return err == nil && info.IsDir()
-		}
-	}
-	return false
 }
 
 // children lists what is in a folder: all of it, or only what the patterns name if they do.
