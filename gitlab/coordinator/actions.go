@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -128,7 +129,7 @@ func (c *Coordinator) CancelPipeline(pipelineID int64) (Pipeline, error) {
 	return run.snapshot(), nil
 }
 
-// Erase deletes the trace of a job that has ended; its runner is refused from now on.
+// Erase deletes the trace and the artifacts of a job that has ended; its runner is refused from now on.
 func (c *Coordinator) Erase(jobID int64) error {
 	c.mu.Lock()
 	j := c.jobs[jobID]
@@ -141,9 +142,14 @@ func (c *Coordinator) Erase(jobID int64) error {
 		return fmt.Errorf("job %q cannot be erased: its status is %s", j.def.Name, j.status)
 	}
 	j.erased = true
-	log := j.trace
+	log, gone := j.trace, j.uploads.list
+	j.uploads = uploads{}
 	c.mu.Unlock()
-	return log.Discard()
+	errs := []error{log.Discard()}
+	for _, a := range gone {
+		errs = append(errs, c.store.Remove(a.Path))
+	}
+	return errors.Join(errs...)
 }
 
 // LoseTrace drops what has been received of a job's trace, as a GitLab that has lost it; the runner is told by 416 and

@@ -34,9 +34,10 @@ func (c *Coordinator) routes(repositories http.Handler) http.Handler {
 	mux.HandleFunc("POST /api/v4/jobs/request", c.requestJob)
 	mux.HandleFunc("PUT /api/v4/jobs/{id}", c.updateJob)
 	mux.HandleFunc("PATCH /api/v4/jobs/{id}/trace", c.patchTrace)
-	mux.HandleFunc("POST /api/v4/jobs/{id}/artifacts/authorize", noArtifacts)
-	mux.HandleFunc("POST /api/v4/jobs/{id}/artifacts", noArtifacts)
-	mux.HandleFunc("GET /api/v4/jobs/{id}/artifacts", c.noArtifactToDownload)
+	mux.HandleFunc("POST /api/v4/jobs/{id}/artifacts/authorize", c.authorizeArtifact)
+	mux.HandleFunc("POST /api/v4/jobs/{id}/artifacts", c.uploadArtifact)
+	mux.HandleFunc("GET /api/v4/jobs/{id}/artifacts", c.downloadArtifact)
+	mux.HandleFunc("GET /-/storage/artifacts/{id}/{name}", c.serveStorage)
 	mux.HandleFunc("/api/", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusNotFound, "404 Not Found") })
 	mux.Handle("/", repositories)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -201,12 +202,17 @@ func badParams(w http.ResponseWriter, err error) {
 
 // replyJSON answers with a JSON document.
 func replyJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	writeJSON(w, status, v)
+}
+
+// writeJSON is replyJSON for a Content-Type that is set already.
+func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		reply(w, http.StatusInternalServerError, "500 Internal Server Error")
+		http.Error(w, "500 Internal Server Error", http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // the client has gone
 }

@@ -22,7 +22,6 @@ type needs uint8
 const (
 	onRunner       needs = iota // running or canceling
 	onRunnerOrWait              // or handed out and not yet confirmed
-	anyStatus
 )
 
 // authenticateJob finds the job of a request; if it may not be used, it has answered. A job that does not exist is
@@ -40,7 +39,7 @@ func (c *Coordinator) authenticateJob(w http.ResponseWriter, r *http.Request, to
 	case j == nil || token == "" || token != j.token:
 	case j.erased:
 		reason = "Job has been erased!"
-	case need == anyStatus, j.processing(), need == onRunnerOrWait && j.waitingForAck():
+	case j.processing(), need == onRunnerOrWait && j.waitingForAck():
 		return j
 	default:
 		c.refuseLate(w, j)

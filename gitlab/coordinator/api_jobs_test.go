@@ -515,15 +515,3 @@ func TestSilentJobsAreDropped(t *testing.T) {
 		require.EqualValues(t, 2, s.Stats().StuckDropped)
 	})
 }
-
-func TestArtifactsAreRefused(t *testing.T) {
-	s := newServer(t, Options{})
-	j := running(t, s)
-	for path, want := range map[string]int{"/artifacts": 405, "/artifacts/authorize": 405} {
-		w := s.do(http.MethodPost, jobPath(j)+path, "x", "Job-Token", j.Token)
-		require.Equal(t, want, w.Code, path)
-		require.Contains(t, w.Body.String(), "artifacts are not enabled")
-	}
-	require.Equal(t, 404, s.do(http.MethodGet, jobPath(j)+"/artifacts", nil, "Job-Token", j.Token).Code)
-	require.Equal(t, 403, s.do(http.MethodGet, jobPath(j)+"/artifacts", nil, "Job-Token", "no").Code)
-}

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"slices"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/gitlab/ciconfig"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator/pipeline"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
@@ -137,7 +139,8 @@ func (c *Coordinator) pick(run *runner, p *params, base string) (body []byte, va
 func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth int) (body []byte, lost bool) {
 	now := time.Now()
 	j.runner = run
-	if reason := c.refuse(j, &p.Info.Features); reason != "" {
+	dependencies := j.dependencies()
+	if reason := c.refuse(j, dependencies, &p.Info.Features, now); reason != "" {
 		c.drop(j, reason, 0, now)
 		return nil, false
 	}
@@ -151,6 +154,10 @@ func (c *Coordinator) assign(j *job, run *runner, p *params, base string, depth 
 	view := &payloadView{
 		runner: run, token: j.token, timeout: j.timeout, now: now, queued: j.queuedAt, running: c.queue.Running(j.pipe.project.id),
 		queueSize: c.queue.Size(run.match), depth: depth, base: cmp.Or(c.url, base, "http://localhost"),
+		cacheIndex: j.pipe.project.cacheIndex, dependencies: dependenciesOf(dependencies, j.token, now),
+	}
+	for _, d := range dependencies {
+		view.dotenv = append(view.dotenv, d.uploads.dotenv...)
 	}
 	j.locked = true
 	c.mu.Unlock()
@@ -189,9 +196,19 @@ func (c *Coordinator) run(j *job, now time.Time) {
 }
 
 // refuse says why a job fails instead of being given to a runner (the pre-assign checks, as far as jobs can have what
-// they look at).
-func (c *Coordinator) refuse(j *job, has *runnerapi.Features) runnerapi.FailureReason {
-	if len(j.def.AllowFailureExitCodes) > 0 && !has.ReturnExitCode {
+// they look at; the features are those of Ci::Build::RUNNER_FEATURES).
+func (c *Coordinator) refuse(j *job, dependencies []*job, has *runnerapi.Features, now time.Time) runnerapi.FailureReason {
+	for _, d := range dependencies {
+		if !d.validDependency(now) {
+			return reasonMissingDependency
+		}
+	}
+	d := j.def
+	exitCodes := len(d.AllowFailureExitCodes) > 0 || d.Retry != nil && len(d.Retry.ExitCodes) > 0
+	fallbackKeys := slices.ContainsFunc(d.Caches, func(cache ciconfig.Cache) bool { return len(cache.FallbackKeys) > 0 })
+	reports, exclude := d.Artifacts != nil && len(d.Artifacts.Reports) > 0, d.Artifacts != nil && len(d.Artifacts.Exclude) > 0
+	if exitCodes && !has.ReturnExitCode || fallbackKeys && !has.FallbackCacheKeys ||
+		reports && !has.UploadMultipleArtifacts || exclude && !has.ArtifactsExclude {
 		return reasonRunnerUnsupported
 	}
 	return ""

@@ -185,18 +185,3 @@ func (c *Coordinator) discoverRouter(w http.ResponseWriter, r *http.Request) {
 	}
 	reply(w, http.StatusNotImplemented, "501 Not Implemented - the Job Router is not enabled")
 }
-
-// noArtifacts answers uploads.
-func noArtifacts(w http.ResponseWriter, _ *http.Request) {
-	reply(w, http.StatusMethodNotAllowed, "405 Method Not Allowed - artifacts are not enabled on this server")
-}
-
-// noArtifactToDownload answers downloads.
-func (c *Coordinator) noArtifactToDownload(w http.ResponseWriter, r *http.Request) {
-	j := c.authenticateJob(w, r, r.Header.Get(runnerapi.HeaderJobToken), anyStatus)
-	if j == nil {
-		return
-	}
-	c.mu.Unlock()
-	reply(w, http.StatusNotFound, "404 Not Found - artifacts are not enabled on this server")
-}

@@ -49,6 +49,7 @@ func (c *Coordinator) compile(ctx context.Context, run *pipelineRun, reader *git
 			}
 			return match(pattern, files.changed)
 		},
+		CacheDigest: files.cacheDigest,
 	})
 	if errors.Is(err, ciconfig.ErrNoJobs) || errors.Is(err, ciconfig.ErrWorkflow) {
 		return nil, errors.Join(err, ErrNoPipeline)
@@ -58,15 +59,19 @@ func (c *Coordinator) compile(ctx context.Context, run *pipelineRun, reader *git
 
 // commitFiles answers questions about the paths of a commit and of what it changes; it lists each once.
 type commitFiles struct {
-	paths   func() ([]string, error)
-	changed func() ([]string, error)
+	paths      func() ([]string, error)
+	changed    func() ([]string, error)
+	blobs      func() (map[string]string, error) // id by path
+	lastCommit func(path string) (string, error)
 }
 
 func (c *Coordinator) commitFiles(ctx context.Context, run *pipelineRun) *commitFiles {
 	repo, sha, before := run.project.repo, run.commit.SHA, run.before
 	return &commitFiles{
-		paths:   sync.OnceValues(func() ([]string, error) { return repo.Files(ctx, sha) }),
-		changed: sync.OnceValues(func() ([]string, error) { return repo.Changed(ctx, before, sha) }),
+		paths:      sync.OnceValues(func() ([]string, error) { return repo.Files(ctx, sha) }),
+		changed:    sync.OnceValues(func() ([]string, error) { return repo.Changed(ctx, before, sha) }),
+		blobs:      sync.OnceValues(func() (map[string]string, error) { return repo.Blobs(ctx, sha) }),
+		lastCommit: func(path string) (string, error) { return repo.LastCommit(ctx, sha, path) },
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/gitlab/coordinator/artifacts"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator/githttp"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator/queue"
 )
@@ -31,9 +32,12 @@ type Coordinator struct {
 	opts    Options
 	log     *slog.Logger
 	dir     string
+	store   *artifacts.Store
 	handler http.Handler
 	stats   counters
 	buffers bufferPools
+	// storageKey signs addresses of the object store.
+	storageKey [32]byte
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
@@ -54,6 +58,8 @@ type Coordinator struct {
 	jobTokens   map[string]*job // of jobs that a runner may work on
 	queue       *queue.Queue
 	timers      timers
+	doomed      []string      // files to remove
+	doom        chan struct{} // there are some
 	subscribers map[*subscriber]struct{}
 }
 
@@ -71,7 +77,7 @@ func New(o Options) (*Coordinator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the coordinator's folder: %w", err)
 	}
-	for _, sub := range []string{"repositories", "traces"} {
+	for _, sub := range []string{"repositories", "traces", "artifacts"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, errors.Join(fmt.Errorf("make the coordinator's folder: %w", err), os.RemoveAll(dir))
 		}
@@ -80,6 +86,8 @@ func New(o Options) (*Coordinator, error) {
 		opts:        o,
 		log:         o.Logger,
 		dir:         dir,
+		store:       artifacts.NewStore(filepath.Join(dir, "artifacts")),
+		doom:        make(chan struct{}, 1),
 		lastID:      map[string]int64{},
 		projects:    map[int64]*project{},
 		paths:       map[string]*project{},
@@ -95,6 +103,7 @@ func New(o Options) (*Coordinator, error) {
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.timers.changed = make(chan struct{}, 1)
+	_, _ = rand.Read(c.storageKey[:]) // never fails
 	c.handler = c.routes(githttp.New(c.openRepository, o.Logger))
 	if o.URL != "" {
 		if err := c.SetURL(o.URL); err != nil {
@@ -102,6 +111,7 @@ func New(o Options) (*Coordinator, error) {
 		}
 	}
 	c.work.Go(c.runTimers)
+	c.work.Go(c.runRemover)
 	return c, nil
 }
 
@@ -112,6 +122,7 @@ func (c *Coordinator) Close() error {
 	c.cancel() // no new goroutine from here on
 	c.mu.Unlock()
 	c.work.Wait()
+	c.store.Close()
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("remove the coordinator's folder: %w", err)
 	}

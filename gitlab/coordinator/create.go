@@ -31,7 +31,7 @@ type PipelineOptions struct {
 	// Variables are given to this pipeline alone; they win over those of the project and of the configuration.
 	Variables []ciconfig.Variable
 	// Jobs restricts the pipeline to jobs of these names (for a job with `parallel`, the name without suffix means all)
-	// and to what they need, directly or not. A job named here is started even if it is manual, delayed or on_failure.
+	// and to what they need or name in `dependencies`, directly or not. A job named here is started even if it is manual, delayed or on_failure.
 	Jobs []string
 	// User is who started the pipeline.
 	User User
@@ -96,6 +96,10 @@ type pipelineRun struct {
 	before    string
 	protected bool
 	namedJobs map[string]bool // asked for by name
+
+	byName     map[string]int // positions in def.Jobs
+	stageStart map[string]int // the position of a stage's first job
+	locked     bool           // artifacts are kept though their time is over
 
 	graph   *pipeline.Pipeline
 	current []*job // by position in def.Jobs
@@ -261,8 +265,12 @@ func (run *pipelineRun) selectJobs() error {
 	for len(todo) > 0 {
 		i := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
+		before := slices.Clone(jobs[i].Dependencies)
 		for _, n := range jobs[i].Needs {
-			if at, ok := byName[n.Job]; ok && !keep[at] {
+			before = append(before, n.Job)
+		}
+		for _, name := range before {
+			if at, ok := byName[name]; ok && !keep[at] {
 				keep[at] = true
 				todo = append(todo, at)
 			}
@@ -305,9 +313,13 @@ func (run *pipelineRun) buildGraph() error {
 	for i, s := range def.Stages {
 		stages[s] = i
 	}
-	byName := map[string]int{}
+	run.byName, run.stageStart = make(map[string]int, len(def.Jobs)), map[string]int{}
 	for i := range def.Jobs {
-		byName[def.Jobs[i].Name] = i
+		d := &def.Jobs[i]
+		run.byName[d.Name] = i
+		if _, begun := run.stageStart[d.Stage]; !begun {
+			run.stageStart[d.Stage] = i
+		}
 	}
 	jobs := make([]pipeline.Job, len(def.Jobs))
 	for i := range def.Jobs {
@@ -324,7 +336,7 @@ func (run *pipelineRun) buildGraph() error {
 			j.When = ciconfig.OnSuccess
 		}
 		for _, n := range d.Needs {
-			at, ok := byName[n.Job]
+			at, ok := run.byName[n.Job]
 			if !ok && !n.Optional {
 				return fmt.Errorf("job %q needs %q, which the pipeline does not have", d.Name, n.Job)
 			}
@@ -363,6 +375,7 @@ func (c *Coordinator) start(run *pipelineRun, head string) (Pipeline, error) {
 		c.publishJob(j)
 	}
 	c.pipelines[run.id] = run
+	run.lockArtifacts()
 	c.publish(Event{Kind: PipelineChanged, ProjectID: run.project.id, PipelineID: run.id})
 	c.advance(run, now)
 	c.cancelRedundant(run, head, now)

@@ -15,9 +15,9 @@
 // All methods may be called concurrently; what they return are copies.
 //
 // The decisions are packages of their own that do no I/O: pipeline (state machine and processing), queue (who is offered
-// which job), variables (expansion), glob (paths in rules and includes). The files are trace (what jobs print), gitrepo
-// (what is served of a repository) and githttp (how).
+// which job), variables (expansion), glob (paths in rules and includes), dotenv (variables that jobs report). The files
+// are trace (what jobs print), artifacts (what they upload), gitrepo (what is served of a repository) and githttp (how).
 //
-// What a GitLab has and this one has not: artifacts, caches and reports (uploads are answered by 405, downloads by 404),
-// resource groups in configurations, downstream pipelines, merge requests, rate limits, the Job Router.
+// What a GitLab has and this one has not: looking into reports other than dotenv (they are kept as they are), resource
+// groups in configurations, downstream pipelines, merge requests, rate limits, the Job Router.
 package coordinator

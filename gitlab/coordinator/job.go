@@ -96,6 +96,7 @@ type job struct {
 	debug   bool
 	watched time.Time // until when someone watches the trace
 	erased  bool
+	uploads uploads
 	final   *finalUpdate
 	report  Report
 

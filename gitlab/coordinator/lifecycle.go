@@ -17,6 +17,7 @@ const (
 	reasonStuckOrTimeout      runnerapi.FailureReason = "stuck_or_timeout_failure"
 	reasonTraceSize           runnerapi.FailureReason = "trace_size_exceeded"
 	reasonRunnerUnsupported   runnerapi.FailureReason = "runner_unsupported"
+	reasonMissingDependency   runnerapi.FailureReason = "missing_dependency_failure"
 	reasonUnknown             runnerapi.FailureReason = "unknown_failure"
 )
 
@@ -36,6 +37,9 @@ func (c *Coordinator) advance(p *pipelineRun, now time.Time) {
 		p.finishedAt = now
 	} else {
 		p.finishedAt = time.Time{}
+	}
+	if status == pipeline.Success {
+		c.unlockOlder(p, now)
 	}
 	close(p.changed)
 	p.changed = make(chan struct{})

@@ -10,7 +10,7 @@ import (
 type Options struct {
 	// URL is the base of all addresses in job payloads ("http://127.0.0.1:8080"), see [Coordinator.SetURL].
 	URL string
-	// Dir is where repositories and long traces are kept, made if it does not exist; Close removes what the
+	// Dir is where repositories, artifacts and long traces are kept, made if it does not exist; Close removes what the
 	// coordinator put there. Empty takes a new temporary folder.
 	Dir string
 
@@ -34,6 +34,13 @@ type Options struct {
 	MaxTrace int64
 	// TraceMemory is how many bytes of a trace stay in memory; longer ones move to a file. 0 means 256 KiB.
 	TraceMemory int
+	// MaxArtifact is the largest file in bytes that a job may upload (GitLab: max_artifacts_size), 0 means 100 MiB.
+	MaxArtifact int64
+	// DirectDownload redirects runners that ask for it (direct_download=true) to an address of its own for the file, as a
+	// GitLab with an object store does.
+	DirectDownload bool
+	// Registry is the host, with its port, of a container registry that takes the tokens of jobs; empty means none.
+	Registry string
 	// RegistrationToken lets runners register themselves by POST /runners; empty refuses it.
 	RegistrationToken string
 
@@ -53,10 +60,11 @@ const (
 	DefaultWatchedTraceInterval = 3 * time.Second
 	DefaultMaxTrace             = 100 << 20
 	DefaultTraceMemory          = 256 << 10
+	DefaultMaxArtifact          = 100 << 20
 )
 
 func (o *Options) complete() error {
-	if o.AckExpiry < 0 || o.TraceInterval < 0 || o.WatchedTraceInterval < 0 || o.AcceptDelay < 0 || o.MaxTrace < 0 || o.TraceMemory < 0 {
+	if o.AckExpiry < 0 || o.TraceInterval < 0 || o.WatchedTraceInterval < 0 || o.AcceptDelay < 0 || o.MaxTrace < 0 || o.TraceMemory < 0 || o.MaxArtifact < 0 {
 		return fmt.Errorf("coordinator options: a negative duration or size")
 	}
 	setDefault(&o.Hold, DefaultHold)
@@ -65,6 +73,7 @@ func (o *Options) complete() error {
 	setDefault(&o.WatchedTraceInterval, DefaultWatchedTraceInterval)
 	setDefault(&o.MaxTrace, DefaultMaxTrace)
 	setDefault(&o.TraceMemory, DefaultTraceMemory)
+	setDefault(&o.MaxArtifact, DefaultMaxArtifact)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

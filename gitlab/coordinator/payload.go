@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/gitlab/ciconfig"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator/variables"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
@@ -22,6 +23,10 @@ type payloadView struct {
 	depth     int
 	base      string
 	repoURL   string
+
+	cacheIndex   int64
+	dependencies []payloadDependency
+	dotenv       []ciconfig.Variable // of the dependencies
 }
 
 // payload is the body of a 201 (lib/api/entities/ci/job_request/response.rb), with all fields that GitLab sends, empty
@@ -37,13 +42,13 @@ type payload struct {
 	Variables     []runnerapi.Variable    `json:"variables"`
 	Steps         []runnerapi.Step        `json:"steps"`
 	Hooks         []runnerapi.Hook        `json:"hooks"`
-	Image         *runnerapi.Image        `json:"image"`
-	Services      []runnerapi.Image       `json:"services"`
-	Artifacts     []runnerapi.Artifact    `json:"artifacts"`
-	Cache         []runnerapi.Cache       `json:"cache"`
+	Image         *payloadImage           `json:"image"`
+	Services      []payloadService        `json:"services"`
+	Artifacts     []payloadArtifact       `json:"artifacts"`
+	Cache         []payloadCache          `json:"cache"`
 	Credentials   []runnerapi.Credentials `json:"credentials"`
 	Features      payloadFeatures         `json:"features"`
-	Dependencies  []runnerapi.Dependency  `json:"dependencies"`
+	Dependencies  []payloadDependency     `json:"dependencies"`
 }
 
 type payloadJobInfo struct {
@@ -93,7 +98,7 @@ type payloadFeatures struct {
 // runnerReasons are the failure reasons that the coordinator knows; others become unknown_failure.
 var runnerReasons = []runnerapi.FailureReason{
 	reasonUnknown, runnerapi.ReasonScriptFailure, "api_failure", reasonStuckOrTimeout, runnerapi.ReasonRunnerSystem,
-	"missing_dependency_failure", reasonRunnerUnsupported, "stale_schedule", runnerapi.ReasonExecutionTimeout,
+	reasonMissingDependency, reasonRunnerUnsupported, "stale_schedule", runnerapi.ReasonExecutionTimeout,
 	"archived_failure", "unmet_prerequisites", reasonScheduler, "data_integrity_failure", "forward_deployment_failure",
 	"user_blocked", "project_deleted", "ci_quota_exceeded", "pipeline_loop_detected", reasonTraceSize, "builds_disabled",
 	reasonProvisioningTimeout, runnerapi.ReasonImagePull, runnerapi.ReasonConfiguration,
@@ -106,7 +111,7 @@ const instanceRunningMaxBucket = 5
 // buildPayload makes the JSON of a job. It takes no lock: what it reads of the job does not change.
 func (c *Coordinator) buildPayload(j *job, view *payloadView) ([]byte, error) {
 	run, p, d := j.pipe, j.pipe.project, j.def
-	view.repoURL = withCredentials(view.base, "/"+p.Path+".git", "gitlab-ci-token", view.token)
+	view.repoURL = withCredentials(view.base, "/"+p.Path+".git", jobUser, view.token)
 	vars := c.jobVariables(j, view)
 	depth := gitDepth(vars, p.GitDepth)
 	b := payload{
@@ -125,12 +130,14 @@ func (c *Coordinator) buildPayload(j *job, view *payloadView) ([]byte, error) {
 		Inputs:       []any{},
 		Variables:    vars,
 		Steps:        steps(j, view.timeout),
-		Hooks:        []runnerapi.Hook{},
-		Services:     []runnerapi.Image{},
-		Cache:        []runnerapi.Cache{},
-		Credentials:  []runnerapi.Credentials{},
+		Hooks:        hooksOf(d),
+		Image:        imageOf(d.Image),
+		Services:     servicesOf(d.Services),
+		Artifacts:    artifactsOf(d.Artifacts),
+		Cache:        cachesOf(run, d.Caches, view.cacheIndex),
+		Credentials:  c.credentialsOf(view.token),
 		Features:     payloadFeatures{TraceSections: true, TokenMaskPrefixes: []string{"glpat-"}, FailureReasons: runnerReasons},
-		Dependencies: []runnerapi.Dependency{},
+		Dependencies: view.dependencies,
 	}
 	if run.opts.Tag {
 		b.GitInfo.RefType = "tag"
@@ -160,11 +167,13 @@ func (c *Coordinator) jobVariables(j *job, view *payloadView) []runnerapi.Variab
 	run := j.pipe
 	var l list
 	l.persisted(j, view)
+	l.registry(c.opts.Registry, run.project)
 	l.job(j.def)
 	l = append(l, c.pipelineVariables(run, view.base)...)
 	l.runner(view.runner)
 	l.configured(j.def.Variables)
 	l.user(run.user, run.userID)
+	l.configured(view.dotenv)
 	l.configured(run.project.Variables)
 	l.configured(run.opts.Variables)
 	l.configured(j.extra)

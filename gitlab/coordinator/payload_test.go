@@ -98,6 +98,7 @@ func TestPredefinedVariables(t *testing.T) {
 		"CI_PIPELINE_ID": "1", "CI_PIPELINE_URL": "http://gitlab.test:8080/Top/sub/My.App/-/pipelines/1", "CI_PIPELINE_IID": "1",
 		"CI_PIPELINE_SOURCE": "push", "CI_PIPELINE_NAME": "Build main",
 		"CI_JOB_ID": "1", "CI_JOB_URL": "http://gitlab.test:8080/Top/sub/My.App/-/jobs/1", "CI_JOB_TOKEN": j.Token,
+		"CI_REGISTRY_USER": "gitlab-ci-token", "CI_REGISTRY_PASSWORD": j.Token,
 		"CI_JOB_NAME": "unit test 1/2", "CI_JOB_NAME_SLUG": "unit-test-1-2", "CI_JOB_GROUP_NAME": "unit test", "CI_JOB_STAGE": "test",
 		"CI_NODE_INDEX": "1", "CI_NODE_TOTAL": "2",
 		"CI_REPOSITORY_URL": "http://gitlab-ci-token:" + j.Token + "@gitlab.test:8080/Top/sub/My.App.git",
@@ -120,9 +121,9 @@ func TestPredefinedVariables(t *testing.T) {
 		"GITLAB_USER_ID": "1", "GITLAB_USER_LOGIN": "ada", "GITLAB_USER_NAME": "Ada L", "GITLAB_USER_EMAIL": "ada@example.com",
 	}, got)
 	for _, v := range j.Variables {
-		secret := v.Key == "CI_JOB_TOKEN" || v.Key == "CI_REPOSITORY_URL"
-		require.Equal(t, !secret, v.Public, v.Key)
-		require.Equal(t, v.Key == "CI_JOB_TOKEN", v.Masked, v.Key)
+		token := v.Key == "CI_JOB_TOKEN" || v.Key == "CI_REGISTRY_PASSWORD"
+		require.Equal(t, !token && v.Key != "CI_REPOSITORY_URL", v.Public, v.Key)
+		require.Equal(t, token, v.Masked, v.Key)
 	}
 }
 

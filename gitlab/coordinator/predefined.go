@@ -144,7 +144,17 @@ func (l *list) persisted(j *job, view *payloadView) {
 	l.add("CI_JOB_URL", projectURL+"/-/jobs/"+strconv.FormatInt(j.id, 10))
 	l.secret("CI_JOB_TOKEN", view.token, true)
 	l.add("CI_JOB_STARTED_AT", view.now.UTC().Format(time.RFC3339))
+	l.add("CI_REGISTRY_USER", jobUser)
+	l.secret("CI_REGISTRY_PASSWORD", view.token, true)
 	l.secret("CI_REPOSITORY_URL", view.repoURL, false)
+}
+
+// registry are those of the container registry, if there is one.
+func (l *list) registry(host string, p *project) {
+	if host != "" {
+		l.add("CI_REGISTRY", host)
+		l.add("CI_REGISTRY_IMAGE", host+"/"+strings.ToLower(p.Path))
+	}
 }
 
 // job are the predefined variables that depend on the job alone.

@@ -42,6 +42,13 @@ type ProjectOptions struct {
 	// NoAutoCancel switches off that a newer pipeline of a ref cancels older ones of other commits
 	// (workflow:auto_cancel:on_new_commit).
 	NoAutoCancel bool
+	// MaxArtifact overrides [Options.MaxArtifact] for this project, in bytes; 0 keeps it.
+	MaxArtifact int64
+	// NoKeepLatestArtifacts lets artifacts go when their time is over also if their pipeline is the latest of its ref; GitLab
+	// keeps these until a newer one succeeds.
+	NoKeepLatestArtifacts bool
+	// SharedCaches gives protected and other branches the same caches.
+	SharedCaches bool
 	// MaxTrace overrides [Options.MaxTrace] for this project, in bytes; 0 keeps it.
 	MaxTrace int64
 }
@@ -70,6 +77,8 @@ type project struct {
 	lastIID    int64
 	lastSHA    map[string]string                    // of the last pipeline, by ref
 	alive      map[string]map[*pipelineRun]struct{} // by ref
+	lockedRuns map[string][]*pipelineRun            // by full ref: see lockArtifacts
+	cacheIndex int64                                // see ClearCaches
 }
 
 var pathPart = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
@@ -84,8 +93,8 @@ func (o *ProjectOptions) complete() error {
 			return fmt.Errorf("project path %q: %q is no valid name; use letters, digits, \"_\", \"-\" and \".\", with a letter or digit first", o.Path, p)
 		}
 	}
-	if o.Timeout < 0 || o.MaxTrace < 0 {
-		return fmt.Errorf("project %s: timeout and trace limit must not be negative", o.Path)
+	if o.Timeout < 0 || o.MaxTrace < 0 || o.MaxArtifact < 0 {
+		return fmt.Errorf("project %s: timeout and limits of traces and artifacts must not be negative", o.Path)
 	}
 	setDefault(&o.Title, parts[len(parts)-1])
 	setDefault(&o.Timeout, DefaultTimeout)
@@ -108,7 +117,7 @@ func (c *Coordinator) AddProject(ctx context.Context, o ProjectOptions) (Project
 	}
 	p := &project{
 		ProjectOptions: o, id: c.id("project"), parts: strings.Split(o.Path, "/"), lastSHA: map[string]string{},
-		alive: map[string]map[*pipelineRun]struct{}{},
+		alive: map[string]map[*pipelineRun]struct{}{}, lockedRuns: map[string][]*pipelineRun{},
 	}
 	c.mu.Unlock()
 
@@ -158,6 +167,18 @@ func (c *Coordinator) Project(path string) (Project, error) {
 		return Project{}, fmt.Errorf("project %s: %w", path, ErrNotFound)
 	}
 	return p.snapshot(), nil
+}
+
+// ClearCaches gives the project's jobs new caches from now on, by a number in their keys.
+func (c *Coordinator) ClearCaches(path string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.paths[path]
+	if p == nil {
+		return fmt.Errorf("project %s: %w", path, ErrNotFound)
+	}
+	p.cacheIndex++
+	return nil
 }
 
 func (p *project) snapshot() Project {

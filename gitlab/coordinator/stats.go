@@ -27,6 +27,10 @@ type Stats struct {
 	Forbidden    int64 // answered by 403
 	LateRequests int64 // requests with the right token for a job that has ended
 	StuckDropped int64 // running jobs dropped for silence or time
+	Uploads      int64 // artifacts that were kept
+	UploadBytes  int64
+	Downloads    int64 // of artifacts, each part of one
+	Redirects    int64 // to the object store
 	GitRequests  int64 // authenticated requests to a repository
 	GitRefused   int64
 }
@@ -34,7 +38,7 @@ type Stats struct {
 type counters struct {
 	requests, claims, noJob, cached, conflicts, held, heldChanged, heldTimeouts, acks, keepAlives, ackExpired, started,
 	finished, accepted, badChecksums, badSizes, patches, traceBytes, rangeErrors, traceBusy, forbidden, late, stuck,
-	gitRequests, gitRefused atomic.Int64
+	uploads, uploadBytes, downloads, redirects, gitRequests, gitRefused atomic.Int64
 }
 
 // Stats returns the counters.
@@ -47,6 +51,7 @@ func (c *Coordinator) Stats() Stats {
 		Finished: s.finished.Load(), Accepted: s.accepted.Load(), BadChecksums: s.badChecksums.Load(), BadSizes: s.badSizes.Load(),
 		Patches: s.patches.Load(), TraceBytes: s.traceBytes.Load(), RangeErrors: s.rangeErrors.Load(), TraceBusy: s.traceBusy.Load(),
 		Forbidden: s.forbidden.Load(), LateRequests: s.late.Load(), StuckDropped: s.stuck.Load(),
+		Uploads: s.uploads.Load(), UploadBytes: s.uploadBytes.Load(), Downloads: s.downloads.Load(), Redirects: s.redirects.Load(),
 		GitRequests: s.gitRequests.Load(), GitRefused: s.gitRefused.Load(),
 	}
 }
