@@ -292,9 +292,11 @@ func readStatus(code int) func(http.ResponseWriter, *http.Request) bool {
 	}
 }
 
-func broken(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }
-
-func usual(http.ResponseWriter, *http.Request) bool { return false }
+// broken takes a request and breaks the connection.
+func broken(_ http.ResponseWriter, r *http.Request) bool {
+	_, _ = io.Copy(io.Discard, r.Body)
+	panic(http.ErrAbortHandler)
+}
 
 // zipOf makes an archive of names and contents.
 func zipOf(t *testing.T, pairs ...string) []byte {

@@ -164,7 +164,7 @@ func (u *upload) send(ctx context.Context) error {
 func (u *upload) try(ctx context.Context) error {
 	const most = 3
 	for moves := 0; ; moves++ {
-		resp, err := u.post(ctx)
+		resp, err := u.post(ctx) //nolint:bodyclose // post has read the body and closed it
 		if err != nil {
 			u.Fail(u.label + " error" + fields("error", strconv.QuoteToGraphic(err.Error())))
 			return err

@@ -255,22 +255,6 @@ func TestUploadIsNotRedirectedFromTLSToPlain(t *testing.T) {
 	require.Empty(t, uploads)
 }
 
-func TestARefusalComesBeforeTheBody(t *testing.T) {
-	b := newBench(t)
-	b.write("f", strings.Repeat("0123456789abcdef", 4<<20/16))
-	b.values["ARTIFACT_COMPRESSION_LEVEL"] = "fastest"
-	read := int64(-1)
-	b.gitlab.answer(func(w http.ResponseWriter, r *http.Request) bool {
-		require.Equal(t, "100-continue", r.Header.Get("Expect"))
-		w.WriteHeader(http.StatusRequestEntityTooLarge)
-		return true
-	})
-	b.gitlab.Config.ConnState = nil
-	_, err := b.upload(paths("f"))
-	require.ErrorIs(t, err, ErrTooLarge)
-	require.EqualValues(t, -1, read)
-}
-
 func TestUploadTimeouts(t *testing.T) {
 	b := newBench(t)
 	b.write("f", "x")

@@ -81,7 +81,7 @@ func (r *run) restoreKey(ctx context.Context, k key) error {
 	}
 	f, info, err := r.store.open(k.name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New("Cache file does not exist") //nolint:revive,staticcheck // gitlab-runner's line
+		return errors.New("Cache file does not exist")
 	}
 	if err != nil {
 		return err

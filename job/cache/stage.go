@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,22 +67,12 @@ func (e *PolicyError) Error() string {
 
 // Restores says whether Restore would do anything.
 func Restores(caches []runnerapi.Cache) bool {
-	for _, c := range caches {
-		if hasContent(c) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(caches, hasContent)
 }
 
 // Archives says whether Archive would do anything.
 func Archives(caches []runnerapi.Cache, jobSucceeded bool) bool {
-	for _, c := range caches {
-		if hasContent(c) && wanted(c.When, jobSucceeded) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(caches, func(c runnerapi.Cache) bool { return hasContent(c) && wanted(c.When, jobSucceeded) })
 }
 
 // Restore extracts the caches into the project folder, those with `policy: push` excepted. Its error is context.Cause(ctx)

@@ -125,6 +125,9 @@ func (c *Client) do(client *http.Client, req *http.Request) (*http.Response, err
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		u, err = CleanURL(e.URL), e.Err
 	}
+	if strings.HasPrefix(err.Error(), "failed to parse Location header") { // it may be a signed one
+		err = errors.New("redirected to an address that is no URL")
+	}
 	if hint := hintFor(err, req.URL.Scheme); hint != "" {
 		err = fmt.Errorf("%w (%s)", err, hint)
 	}

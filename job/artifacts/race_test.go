@@ -1,0 +1,6 @@
+//go:build unix && race
+
+package artifacts
+
+// raceDetector: everything takes ten times as long.
+const raceDetector = true
