@@ -83,7 +83,6 @@ type Executor struct {
 	containers *config.Containers
 	client     *client.Client
 	helper     *helper.Helper
-	images     *images
 	watcher    *watcher
 	hostname   string
 	log        *slog.Logger
@@ -139,7 +138,6 @@ func New(o Options) (*Executor, error) {
 		options: o, settings: o.Config, containers: containers, client: c, hostname: hostname, log: o.Log,
 		helper: helper.New(c, source), installed: make(map[string]*installation),
 	}
-	e.images = newImages(e)
 	e.watcher = newWatcher(c, o.Log)
 	return e, nil
 }
@@ -173,7 +171,7 @@ func (e *Executor) Check(ctx context.Context) error {
 	if _, err := e.inquire(ctx); err != nil {
 		return fmt.Errorf("docker executor: %w", err)
 	}
-	image, err := e.helper.Ensure(ctx, e.images.pullHelper)
+	image, err := e.helper.Ensure(ctx, e.pullHelper)
 	if err != nil {
 		return fmt.Errorf("docker executor: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/switchyard-ci/switchyard/executors"
 	"github.com/switchyard-ci/switchyard/executors/docker/config"
+	"github.com/switchyard-ci/switchyard/executors/docker/pull"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/job/variables"
 )
@@ -30,6 +31,7 @@ type preparation struct {
 	self     *identity
 	spec     executors.Spec
 	out      *output
+	puller   *pull.Puller
 	vars     *variables.Set
 	public   []runnerapi.Variable
 	labels   map[string]string
@@ -60,6 +62,7 @@ func (e *Executor) Prepare(ctx context.Context, spec executors.Spec, trace io.Wr
 		return nil, err
 	}
 	p.out = &output{w: trace, masker: p.masker()}
+	p.puller = p.newPuller()
 	err = p.run(ctx)
 	p.out.flush()
 	if err == nil {
@@ -146,7 +149,7 @@ func (p *preparation) fetch(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.createNetwork(ctx) })
 	g.Go(func() error {
-		id, err := p.executor.helper.Ensure(ctx, p.executor.images.pullHelper)
+		id, err := p.executor.helper.Ensure(ctx, p.executor.pullHelper)
 		if err == nil {
 			p.helperImage = id
 			p.binary, err = p.executor.install(ctx, id)
@@ -171,12 +174,12 @@ func (p *preparation) fetch(ctx context.Context) error {
 	for i, s := range p.services {
 		pull(i, func(w io.Writer) (err error) {
 			say(w, "Starting service "+s.title+"...")
-			s.pulled, err = p.executor.images.get(ctx, p, s.definition, s.image, "services", w)
+			s.pulled, err = p.get(ctx, s.definition, s.image, w)
 			return err
 		})
 	}
 	pull(len(p.services), func(w io.Writer) (err error) {
-		p.buildImage, err = p.executor.images.get(ctx, p, p.image, p.image.Name, "image", w)
+		p.buildImage, err = p.get(ctx, p.image, p.image.Name, w)
 		return err
 	})
 	return g.Wait()
