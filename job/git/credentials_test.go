@@ -79,17 +79,19 @@ func TestSecretsAreNowhere(t *testing.T) {
 
 	fetches := 0
 	var disk, arguments, environment []string
-	main.serving = func() {
-		main.mu.Lock()
-		defer main.mu.Unlock()
-		fetches++
-		disk = append(disk, onDisk(t, secrets, p.Dir, p.Temp, home)...)
-		a, _ := inProcesses(secrets)
-		_, e := inProcesses(headers)
-		arguments, environment = append(arguments, a...), append(environment, e...)
-	}
+	main.locked(func() {
+		main.serving = func() {
+			main.locked(func() {
+				fetches++
+				disk = append(disk, onDisk(t, secrets, p.Dir, p.Temp, home)...)
+				a, _ := inProcesses(secrets)
+				_, e := inProcesses(headers)
+				arguments, environment = append(arguments, a...), append(environment, e...)
+			})
+		}
+	})
 	p.get()
-	main.serving = nil
+	main.locked(func() { main.serving = nil })
 	require.Greater(t, fetches, 3)
 	require.Empty(t, disk)
 	require.Empty(t, arguments)
@@ -98,7 +100,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		require.Regexp(t, `(^|/)(git|git-[a-z-]+|sh)$`, program)
 	}
 	require.Empty(t, onDisk(t, secrets, p.Dir, p.Temp, home))
-	require.Zero(t, main.refused, "no request is made in vain")
+	require.Zero(t, main.vain(), "no request is made in vain")
 	require.NotContains(t, strings.Join(p.argv, "\n"), token)
 	for i, argv := range p.argv {
 		has := strings.Contains(strings.Join(p.envs[i], "\n"), headers[0])
@@ -115,7 +117,6 @@ func TestSecretsAreNowhere(t *testing.T) {
 			require.False(t, strings.Contains(line, secret) && !strings.HasPrefix(line, "CI_JOB_TOKEN="), line)
 		}
 	}
-	main.public = false
 	run(t, main.path, "branch", "other", main.shas[0])
 	p.script("git fetch origin other; git -C lib fetch origin; git -C lib/deep fetch origin; git submodule update --remote lib")
 	require.Equal(t, main.shas[0], run(t, p.Dir, "rev-parse", "FETCH_HEAD"))
@@ -158,20 +159,22 @@ func TestTheCorrelationIsForThisGitLab(t *testing.T) {
 	p := newProject(t, main)
 	p.Submodules, p.CorrelationID = git.NormalSubmodules, "01HXYZ"
 	p.get()
-	for _, h := range main.headers {
+	headers, _ := main.seen()
+	for _, h := range headers {
 		require.Empty(t, h.Get("X-Gitaly-Correlation-ID"), "the feature flag is off")
 	}
-	main.headers = nil
 	p.Strategy, p.Correlate = git.Clone, true
 	p.get()
 	require.Contains(t, p.notices, "Gitaly correlation ID: 01HXYZ")
-	require.NotEmpty(t, main.headers)
-	for _, h := range main.headers {
+	headers, _ = main.seen()
+	require.NotEmpty(t, headers)
+	for _, h := range headers {
 		require.Equal(t, "01HXYZ", h.Get("X-Gitaly-Correlation-ID"))
 		require.Equal(t, "switchyard-job test", h.Get("User-Agent"))
 	}
-	require.NotEmpty(t, other.headers)
-	for _, h := range other.headers {
+	headers, _ = other.seen()
+	require.NotEmpty(t, headers)
+	for _, h := range headers {
 		require.Empty(t, h.Get("X-Gitaly-Correlation-ID"))
 		require.Empty(t, h.Get("Authorization"))
 	}

@@ -91,6 +91,25 @@ func newServer(t testing.TB) *server {
 	return s
 }
 
+// locked gives do what the server notes, alone.
+func (s *server) locked(do func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	do()
+}
+
+// vain is how many requests came without credentials.
+func (s *server) vain() (n int) {
+	s.locked(func() { n = s.refused })
+	return n
+}
+
+// seen returns what came since it was called last.
+func (s *server) seen() (headers []http.Header, requests []string) {
+	s.locked(func() { headers, requests, s.headers, s.requests = s.headers, s.requests, nil, nil })
+	return headers, requests
+}
+
 // repository is one on a server, with a working copy of its own.
 type repository struct {
 	*server

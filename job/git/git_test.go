@@ -30,7 +30,7 @@ func TestGet(t *testing.T) {
 			require.Contains(t, p.said, "Initialized empty Git repository in "+p.Dir+"/.git/\n")
 			require.Len(t, p.argv, 2, "no process more than needed")
 			require.Equal(t, "2", run(t, p.Dir, "rev-list", "--count", "HEAD"))
-			require.Zero(t, u.refused, "no request without credentials")
+			require.Zero(t, u.vain(), "no request without credentials")
 
 			// The next job of the project finds the working copy, with things left behind.
 			sha := u.commit(t, "four")
