@@ -74,6 +74,7 @@ var flags = [...]flag{
 	{name: "FF_USE_LEGACY_S3_CACHE_ADAPTER", fixed: notHere},
 	{name: "FF_USE_NEW_BASH_EVAL_STRATEGY", value: true, fixed: better},
 	{name: "FF_USE_PARALLEL_ARTIFACT_TRANSFER"},
+	{name: "FF_USE_PARALLEL_CACHE_TRANSFER"},
 	{name: "FF_USE_POD_ACTIVE_DEADLINE_SECONDS", value: true, fixed: better},
 	{name: "FF_USE_POWERSHELL_PATH_RESOLVER", fixed: windows},
 	{name: "FF_USE_WINDOWS_JOB_OBJECT", fixed: windows},

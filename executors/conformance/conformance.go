@@ -27,6 +27,9 @@ type Harness struct {
 	JobBinary string
 	// Processes counts the living processes in the place whose command line contains text.
 	Processes func(t *testing.T, text string) int
+	// Leftovers lists what the place still has of jobs whose environments are destroyed: processes, containers, volumes,
+	// networks, folders. What jobs share on purpose (working copies, caches) is not meant. It may be nil.
+	Leftovers func(t *testing.T) []string
 	// Host is the name or address by which the place reaches this host.
 	Host string
 }
@@ -62,6 +65,9 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"DestroyOfWhatWasNeverUsed", destroyUnused},
 		{"RecoverOfNothing", recoverNothing},
 		{"Sweep", sweep},
+		{"AgentRestartsInEachStage", agentRestartsInEachStage},
+		{"CancelInEachStage", cancelInEachStage},
+		{"KillInEachStage", killInEachStage},
 		{"Payloads", payloads},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -38,6 +38,31 @@ type gitlab struct {
 	refusals, downloadRefusals []int
 	uploads                    []upload
 	offered                    map[int64][]byte // artifacts of other jobs, by id
+	// hold makes requests for artifacts wait: each is told to reached and goes on when release is closed. nil: none waits.
+	hold *hold
+}
+
+// hold keeps whoever comes to it until it is released.
+type hold struct {
+	reached chan struct{} // gets one for each that comes
+	release chan struct{}
+}
+
+func newHold() *hold { return &hold{reached: make(chan struct{}, 16), release: make(chan struct{})} }
+
+// pass waits if there is a hold.
+func (g *gitlab) pass(q *http.Request) {
+	g.mu.Lock()
+	h := g.hold
+	g.mu.Unlock()
+	if h == nil {
+		return
+	}
+	h.reached <- struct{}{}
+	select {
+	case <-h.release:
+	case <-q.Context().Done():
+	}
 }
 
 // upload is one file that was uploaded.
@@ -150,6 +175,7 @@ func (g *gitlab) upload(w http.ResponseWriter, q *http.Request) {
 		http.Error(w, `{"message":"403 Forbidden"}`, http.StatusForbidden)
 		return
 	}
+	g.pass(q)
 	r, err := q.MultipartReader()
 	if err != nil {
 		http.Error(w, fmt.Sprintf(`{"message":%q}`, err), http.StatusBadRequest)
@@ -188,6 +214,7 @@ func (g *gitlab) download(w http.ResponseWriter, q *http.Request) {
 		http.Error(w, `{"message":"403 Forbidden"}`, http.StatusForbidden)
 		return
 	}
+	g.pass(q)
 	if status := g.next(&g.downloadRefusals); status != 0 {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)

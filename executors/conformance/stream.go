@@ -25,6 +25,7 @@ type stream struct {
 	mu   sync.Mutex
 	news chan struct{} // closed, and replaced, when something has come
 	err  error         // nothing comes any more: folder.ErrGone after the job's end
+	asks []folder.CacheRequest
 }
 
 // open starts one. r.ready is closed when the job has started, r.ended gets how the command ended.
@@ -67,6 +68,13 @@ func (r *running) read(s *stream, from io.Reader) error {
 		f, err := frames.Next()
 		if err != nil {
 			return err
+		}
+		if f.Kind == attach.Ask {
+			s.mu.Lock()
+			s.asks = append(s.asks, f.Ask)
+			s.mu.Unlock()
+			s.come(nil)
+			continue
 		}
 		known := r.mirror.Begun()
 		if err := r.mirror.Apply(f); err != nil {
@@ -119,6 +127,38 @@ func (f *following) Lease(d time.Duration) error {
 		return f.Follower.Lease(d)
 	}
 	return f.order(folder.Order{Kind: folder.OrderLease, Lease: d})
+}
+
+// asked waits for a question about a cache.
+func (f *following) asked() (folder.CacheRequest, error) {
+	if f.stream == nil {
+		for {
+			e, err := f.Next()
+			if err != nil || e.Kind == folder.EventAsk {
+				return e.Ask, err
+			}
+		}
+	}
+	for {
+		news := f.news()
+		f.stream.mu.Lock()
+		asks := f.stream.asks
+		f.stream.mu.Unlock()
+		if len(asks) > 0 {
+			return asks[0], nil
+		}
+		if err := f.next(news); err != nil {
+			return folder.CacheRequest{}, err
+		}
+	}
+}
+
+// answer answers it.
+func (f *following) answer(a folder.CacheAnswer) error {
+	if f.stream == nil {
+		return f.Follower.Answer(a)
+	}
+	return f.order(folder.Order{Kind: folder.OrderAnswer, Answer: a})
 }
 
 func (f *following) order(o folder.Order) error {

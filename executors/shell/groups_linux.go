@@ -50,9 +50,11 @@ func (g groups) kill(ctx context.Context, name string) error {
 
 func (g groups) remove(ctx context.Context, name string) error { return g.host.Group(name).Remove(ctx) }
 
+func (g groups) names(ctx context.Context) ([]string, error) { return g.host.Names(ctx) }
+
 // sweep kills and removes the groups of jobs that are not kept.
 func (g groups) sweep(ctx context.Context, keep func(name string) bool) error {
-	names, err := g.host.Names(ctx)
+	names, err := g.names(ctx)
 	if err != nil {
 		return err
 	}

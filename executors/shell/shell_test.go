@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,10 +75,33 @@ func TestConformance(t *testing.T) {
 				c.Shell = name
 				return conformance.Harness{
 					Executor: newExecutor(t, c), Again: func(t *testing.T) executors.Executor { return newExecutor(t, c) },
-					Jobs: c.Jobs, JobBinary: jobBinary, Processes: processes, Host: "127.0.0.1",
+					Jobs: c.Jobs, JobBinary: jobBinary, Processes: processes, Host: "127.0.0.1", Leftovers: leftovers(c),
 				}
 			})
 		})
+	}
+}
+
+// leftovers lists what is left of jobs: processes, control groups, and files of the folders for temporary files.
+func leftovers(c shell.Config) func(t *testing.T) []string {
+	return func(t *testing.T) []string {
+		t.Helper()
+		names, err := shell.GroupNames(t.Context(), newExecutor(t, c))
+		require.NoError(t, err)
+		environs, err := filepath.Glob("/proc/[0-9]*/environ")
+		require.NoError(t, err)
+		for _, file := range environs {
+			if b, err := os.ReadFile(file); err == nil && bytes.Contains(b, []byte("="+c.Jobs+"/")) {
+				names = append(names, file)
+			}
+		}
+		require.NoError(t, filepath.WalkDir(c.BuildsDir, func(path string, d os.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && strings.HasSuffix(filepath.Dir(path), ".tmp") {
+				names = append(names, path)
+			}
+			return err
+		}))
+		return names
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -205,15 +206,32 @@ func (g *Group) Kill(ctx context.Context, wait func(ctx context.Context, pid int
 	}
 }
 
-// Remove removes the group, whose processes are gone. It may be called again.
+// removePatience is how long the kernel may still count a process that has ended.
+const removePatience = 10 * time.Second
+
+// Remove removes the group, whose processes have ended. It may be called again.
 func (g *Group) Remove(ctx context.Context) error {
 	if g.host.kind == None {
 		return nil
 	}
-	if err := g.host.maker.remove(ctx, g.name); err != nil {
-		return fmt.Errorf("remove the job's group: %w", err)
+	ctx, cancel := context.WithTimeout(ctx, removePatience)
+	defer cancel()
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		err := g.host.maker.remove(ctx, g.name)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("remove the job's group: %w", err)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("remove the job's group: %w: %w", ctx.Err(), err)
+		}
 	}
-	return nil
 }
 
 // OutOfMemory says whether the kernel killed a process of the group for lack of memory.

@@ -62,10 +62,6 @@ func (l *legacy) hierarchy() ([]cgroup1.Subsystem, error) { return l.subsystems,
 
 func (l *legacy) path(name string) cgroup1.Path { return cgroup1.NestedPath(name) }
 
-func (l *legacy) load(name string) (cgroup1.Cgroup, error) {
-	return cgroup1.Load(l.path(name), cgroup1.WithHierarchy(l.hierarchy))
-}
-
 const cpuPeriod = uint64(100_000) // microseconds, the kernel's default
 
 func (l *legacy) add(_ context.Context, name string, pid int, limits Limits) error {
@@ -140,14 +136,16 @@ func (l *legacy) freeze(name string, frozen bool) error {
 }
 
 func (l *legacy) remove(_ context.Context, name string) error {
-	g, err := l.load(name)
-	if errors.Is(err, cgroup1.ErrCgroupDeleted) {
-		return nil
+	for _, s := range l.subsystems {
+		dir, err := l.own(string(s.Name()))
+		if err != nil {
+			return err
+		}
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	return g.Delete()
+	return nil
 }
 
 func (l *legacy) names(_ context.Context, prefix string) ([]string, error) {
