@@ -21,9 +21,17 @@ func (s *settings) places(data string, log *slog.Logger) (places []executors.Exe
 	}
 	if sh != nil {
 		_, supervised := os.LookupEnv("INVOCATION_ID")
+		limits, err := sh.limits()
+		if err != nil {
+			return nil, err
+		}
+		if n := len(sh.RunAs); n > 1 && n < s.Slots {
+			return nil, fmt.Errorf("executors.shell.run_as names %d users for %d slots: name one for all jobs, or one for each slot", n, s.Slots)
+		}
 		x, err := shell.New(shell.Config{
 			Jobs: filepath.Join(data, "jobs"), BuildsDir: or(sh.BuildsDir, filepath.Join(data, "builds")),
 			CacheDir: or(sh.CacheDir, filepath.Join(data, "cache")), Shell: sh.Shell, Environ: os.Environ(), Supervised: supervised, Log: log,
+			RunAs: sh.RunAs, Limits: limits, CustomBuildDir: sh.CustomBuildDir,
 		})
 		if err != nil {
 			return nil, err

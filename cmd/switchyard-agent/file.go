@@ -8,11 +8,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/docker/go-units"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/switchyard-ci/switchyard/executors/docker/config"
+	"github.com/switchyard-ci/switchyard/executors/shell"
 )
 
 const maxFile = 1 << 20
@@ -54,6 +57,43 @@ type shellFile struct {
 	BuildsDir string `yaml:"builds_dir"`
 	CacheDir  string `yaml:"cache_dir"`
 	Shell     string `yaml:"shell"`
+	RunAs     names  `yaml:"run_as"`
+	// Memory is a size as Docker has it ("2g"), CPUs a number of processors ("1.5"): limits of each job.
+	Memory         string `yaml:"memory"`
+	CPUs           string `yaml:"cpus"`
+	CustomBuildDir bool   `yaml:"custom_build_dir"`
+}
+
+// names are one name or several.
+type names []string
+
+// UnmarshalYAML takes both.
+func (n *names) UnmarshalYAML(node *yaml.Node) error {
+	if node.Kind == yaml.ScalarNode {
+		*n = names{node.Value}
+		return nil
+	}
+	return node.Decode((*[]string)(n))
+}
+
+// limits reads the limits of each job.
+func (s *shellFile) limits() (shell.Limits, error) {
+	var l shell.Limits
+	if s.Memory != "" {
+		bytes, err := units.RAMInBytes(s.Memory)
+		if err != nil || bytes <= 0 {
+			return l, fmt.Errorf("executors.shell.memory: %q is no size: give a number with b, k, m or g, for example 2g", s.Memory)
+		}
+		l.Memory = bytes
+	}
+	if s.CPUs != "" {
+		n, err := strconv.ParseFloat(s.CPUs, 64)
+		if err != nil || n < 0.01 || n > 1e6 {
+			return l, fmt.Errorf("executors.shell.cpus: %q is no number of processors: give one like 1.5", s.CPUs)
+		}
+		l.CPUs = n
+	}
+	return l, nil
 }
 
 // The keys of each mapping with fixed keys, by its path.
@@ -61,7 +101,7 @@ var fileKeys = map[string][]string{
 	"":                 {"data", "executors", "job_binary", "labels", "name", "server", "slots", "token_file"},
 	"executors":        {"docker", "shell"},
 	"executors.docker": config.Keys(),
-	"executors.shell":  {"builds_dir", "cache_dir", "shell"},
+	"executors.shell":  {"builds_dir", "cache_dir", "cpus", "custom_build_dir", "memory", "run_as", "shell"},
 }
 
 func readFile(path string) (*file, error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/switchyard-ci/switchyard/agent"
 	"github.com/switchyard-ci/switchyard/executors/docker/config"
+	"github.com/switchyard-ci/switchyard/executors/shell"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -141,6 +142,28 @@ func TestTheFileSaysWhereJobsRun(t *testing.T) {
 	}
 }
 
+func TestShellSettings(t *testing.T) {
+	s, err := read(t, "server: a:1\nexecutors: {shell: {run_as: ci, memory: 2g, cpus: 1.5, custom_build_dir: true}}\n", flags{})
+	require.NoError(t, err)
+	require.Equal(t, names{"ci"}, s.Executors.Shell.RunAs)
+	require.True(t, s.Executors.Shell.CustomBuildDir)
+	l, err := s.Executors.Shell.limits()
+	require.NoError(t, err)
+	require.Equal(t, shell.Limits{Memory: 2 << 30, CPUs: 1.5}, l)
+
+	for text, want := range map[string]string{
+		"memory: much":   `executors.shell.memory: "much" is no size`,
+		"memory: 0":      `executors.shell.memory: "0" is no size`,
+		"cpus: all":      `executors.shell.cpus: "all" is no number of processors`,
+		"run_as: [a, b]": "executors.shell.run_as names 2 users for 3 slots",
+	} {
+		s, err := read(t, "server: a:1\nslots: 3\nexecutors: {shell: {"+text+"}}\n", flags{})
+		require.NoError(t, err)
+		_, err = s.places(t.TempDir(), slog.New(slog.DiscardHandler))
+		require.ErrorContains(t, err, want)
+	}
+}
+
 func TestDockerSettings(t *testing.T) {
 	s, err := read(t, `
 server: a:1
@@ -172,7 +195,7 @@ func TestMistakesInTheFileAreNamedWithTheirLine(t *testing.T) {
 		"executors:\n  docker:\n    services:\n    - name: \"\"\n":           "agent.yaml:4: executors.docker: services[0].name: \"\" must name an image",
 		"executors:\n  docker:\n    services:\n    - nam: x\n":               "agent.yaml:4: unknown key \"nam\"; known here are alias,",
 		"executors:\n  docker:\n    shm_size: 1g\n":                          "agent.yaml:3: cannot unmarshal !!str `1g` into int64",
-		"executors:\n  shell:\n    build_dir: x\n":                           "agent.yaml:3: unknown key \"build_dir\"; known here are builds_dir, cache_dir, shell",
+		"executors:\n  shell:\n    build_dir: x\n":                           "agent.yaml:3: unknown key \"build_dir\"; known here are builds_dir, cache_dir, cpus, custom_build_dir,",
 		"server: a:1\nslots: many\n":                                         "agent.yaml:2: cannot unmarshal !!str `many` into int",
 		"server: a:1\nserver: b:1\n":                                         "agent.yaml:2: mapping key \"server\" already defined at line 1",
 		"- server\n":                                                         "agent.yaml:1: the file must be a mapping with the keys data,",
