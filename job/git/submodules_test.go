@@ -195,6 +195,7 @@ func TestSubmodulesComeAndGo(t *testing.T) {
 	at(without)
 	p.wants(main)
 	p.get()
+	p.noWarnings()
 	require.Equal(t, "lib three", p.read("lib/file"))
 }
 
