@@ -21,39 +21,55 @@ import (
 	"github.com/switchyard-ci/switchyard/internal/liveview"
 	"github.com/switchyard-ci/switchyard/internal/localfleet"
 	"github.com/switchyard-ci/switchyard/internal/snapshot"
+	"github.com/switchyard-ci/switchyard/internal/tracetext"
 )
 
 type runCmd struct {
 	Names []string `arg:"" optional:"" name:"job" help:"Run these jobs and what they need, not the whole pipeline. A manual job runs if it is named."`
 
-	Dir      string        `short:"C" type:"path" default:"." placeholder:"DIR" help:"The project's folder; it need not be a git repository. A folder with a .gitlab-ci.yml is a project of its own."`
-	Ref      string        `placeholder:"REF" help:"Run this branch, tag or commit instead of the working tree."`
-	List     bool          `short:"l" help:"List the pipeline's jobs and run none."`
-	Variable []string      `short:"v" sep:"none" placeholder:"KEY=VALUE" help:"A variable for all jobs; KEY alone takes it from the environment as it is. May be repeated."`
-	Slots    int           `name:"jobs" short:"j" placeholder:"N" help:"How many jobs may run at once (the number of CPUs)."`
-	File     string        `placeholder:"FILE" help:"The configuration, instead of .gitlab-ci.yml."`
-	Source   string        `enum:"push,web,schedule,api,trigger,pipeline,merge_request_event" default:"push" help:"What CI_PIPELINE_SOURCE says (${enum})."`
-	Timeout  time.Duration `placeholder:"DURATION" help:"Cancel the pipeline when it has taken so long."`
-	Output   string        `short:"o" enum:"text,json" default:"text" help:"json prints the result, or the list, as JSON; progress goes to stderr then."`
-	Plain    bool          `help:"Print the jobs' output line by line also on a terminal."`
-	Color    string        `enum:"auto,always,never" default:"auto" help:"auto, always or never."`
-	Log      string        `type:"path" placeholder:"FILE" help:"Append what control plane, agent and embedded GitLab have to say to this file."`
+	Dir       string        `short:"C" type:"path" default:"." placeholder:"DIR" help:"The project's folder; it need not be a git repository. A folder with a .gitlab-ci.yml is a project of its own."`
+	Ref       string        `placeholder:"REF" help:"Run this branch, tag or commit instead of the working tree."`
+	List      bool          `short:"l" help:"List the pipeline's jobs and run none."`
+	Variable  []string      `short:"v" sep:"none" placeholder:"KEY=VALUE" help:"A variable for all jobs; KEY alone takes it from the environment as it is. May be repeated."`
+	Slots     int           `name:"jobs" short:"j" placeholder:"N" help:"How many jobs may run at once (the number of CPUs)."`
+	File      string        `placeholder:"FILE" help:"The configuration, instead of .gitlab-ci.yml."`
+	Source    string        `enum:"push,web,schedule,api,trigger,pipeline,merge_request_event" default:"push" help:"What CI_PIPELINE_SOURCE says (${enum})."`
+	Executor  string        `enum:"shell,docker" default:"shell" help:"Where jobs run: on this host (shell) or in containers of this host's Docker Engine (docker)."`
+	Image     string        `placeholder:"IMAGE" help:"The image for jobs that name none, with --executor docker."`
+	Artifacts string        `type:"path" placeholder:"DIR" help:"Copy the jobs' artifacts into this folder: files into DIR/JOB, reports into DIR/JOB.reports."`
+	Cache     string        `type:"path" placeholder:"DIR" help:"The folder for the jobs' caches, instead of one for this project in the user's folder for caches."`
+	NoCache   bool          `help:"Begin without caches, and keep none."`
+	Timeout   time.Duration `placeholder:"DURATION" help:"Cancel the pipeline when it has taken so long."`
+	Output    string        `short:"o" enum:"text,json" default:"text" help:"json prints the result, or the list, as JSON; progress goes to stderr then."`
+	Plain     bool          `help:"Print the jobs' output line by line also on a terminal."`
+	Color     string        `enum:"auto,always,never" default:"auto" help:"auto, always or never."`
+	Log       string        `type:"path" placeholder:"FILE" help:"Append what control plane, agent and embedded GitLab have to say to this file."`
+
+	cacheDir string // where caches are, with --executor shell
 }
 
 // Help is shown by --help.
 func (runCmd) Help() string {
 	return `The working tree is run as it is: changes and files that git does not track yet included, ignored ones not. It goes
 through the same control plane, sessions and agent as in a fleet, all of them inside this command. The repository is only
-read, and nothing is left behind.
+read, and nothing is left behind but caches.
 
   switchyard run                    the whole pipeline
   switchyard run --list             what there is
   switchyard run test lint          two jobs and what they need
   switchyard run -v RACE=1 test     with a variable
   switchyard run --ref v1.2.0       another commit
+  switchyard run --artifacts out    keeps what the jobs upload
+  switchyard run --executor docker  in containers, for jobs with an image
 
-Jobs run on this host, as you, with your environment: run only what you trust. Manual jobs are left out unless they are
+Jobs run on this host, as you, with your environment: run only what you trust. In containers (--executor docker) they
+have an image's environment instead; images are pulled if they are not there. Manual jobs are left out unless they are
 named, tags are not asked for.
+
+Caches are kept from run to run: in a folder for the project below switchyard/run in your folder for caches
+(~/.cache), for containers in a volume switchyard-run-PROJECT. Remove either to begin anew. Artifacts reach later jobs
+as in GitLab and are removed at the end, unless --artifacts names a folder; one inside the project should be ignored
+by git, or the next run takes it for a part of the project.
 
 Ctrl-C cancels the pipeline: jobs that run still do their after_script. A second one kills them; a third one leaves even
 if nobody reads the output.
@@ -72,6 +88,9 @@ func (c *runCmd) Run(ctx context.Context, std streams) error {
 	}
 	if c.Slots == 0 {
 		c.Slots = runtime.GOMAXPROCS(0)
+	}
+	if err := c.checkPlace(); err != nil {
+		return usageError(err)
 	}
 	if c.Timeout < 0 {
 		return usageError(fmt.Errorf("--timeout is %s: it must not be negative", c.Timeout))
@@ -131,6 +150,7 @@ func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables
 	}
 	end := func(err error) error {
 		tell(std, fleet.Close())
+		removeIfEmpty(c.cacheDir)
 		return err
 	}
 	steering.leave = func() {
@@ -141,6 +161,9 @@ func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables
 	p, err := project.create(ctx, fleet.GitLab(), c, variables)
 	if err != nil {
 		return end(unlessInterrupted(ctx, err))
+	}
+	if err := c.checkImages(p); err != nil {
+		return end(err)
 	}
 	if err := fleet.GitLab().SetTags(fleet.Runners()[0].ID, tagsOf(p)); err != nil {
 		return end(fmt.Errorf("let the runner take jobs with all tags: %w", err))
@@ -155,12 +178,35 @@ func (c *runCmd) run(ctx context.Context, std streams, scratch string, variables
 	if err := screen.finish(p); err != nil && !steering.deaf {
 		return end(fmt.Errorf("show the result: %w", err))
 	}
+	all, err := artifactsOf(fleet.GitLab(), p)
+	if err != nil {
+		return end(err)
+	}
 	if c.Output == "json" {
-		if err := printResult(std.out, project, p); err != nil {
+		if err := printResult(std.out, project, p, all); err != nil {
 			return end(err)
 		}
 	}
+	if err := c.keep(context.WithoutCancel(ctx), fleet.GitLab(), all, std); err != nil && !steering.deaf {
+		return end(err)
+	}
 	return end(steering.verdict(p))
+}
+
+// keep shows the artifacts and copies them.
+func (c *runCmd) keep(ctx context.Context, gitlab *coordinator.Coordinator, all []kept, std streams) error {
+	out := std.out
+	if c.Output == "json" {
+		out = std.err
+	}
+	if c.Artifacts != "" && len(all) > 0 {
+		if err := saveArtifacts(ctx, gitlab, all, c.Artifacts, func(line string) {
+			fmt.Fprintln(std.err, "warning:", tracetext.Clean(line))
+		}); err != nil {
+			return err
+		}
+	}
+	return listArtifacts(out, gitlab, all, c.Artifacts)
 }
 
 // start starts a fleet and, at the same time, looks at the project.
@@ -172,11 +218,17 @@ func (c *runCmd) start(ctx context.Context, scratch string, log *slog.Logger) (*
 	var fleet *localfleet.Fleet
 	var found *project
 	var both errgroup.Group
+	o := localfleet.Options{
+		Dir: scratch, Slots: c.Slots, JobBinary: binary, Environ: snapshot.Environ(os.Environ()),
+		StopAfter: stopAfter, LostAfter: lostAfter, TracePace: tracePace, Logger: log,
+		Coordinator: coordinator.Options{MaxArtifact: maxArtifact},
+	}
+	if err := c.usePlace(&o); err != nil {
+		return nil, nil, err
+	}
+	c.cacheDir = o.CacheDir
 	both.Go(func() (err error) {
-		fleet, err = localfleet.Start(ctx, localfleet.Options{
-			Dir: scratch, Slots: c.Slots, JobBinary: binary, Environ: snapshot.Environ(os.Environ()),
-			StopAfter: stopAfter, LostAfter: lostAfter, TracePace: tracePace, Logger: log,
-		})
+		fleet, err = localfleet.Start(ctx, o)
 		return err
 	})
 	both.Go(func() (err error) {

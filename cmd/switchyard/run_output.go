@@ -114,17 +114,32 @@ type resultJob struct {
 	ExitCode      int     `json:"exit_code"`
 	Attempt       int     `json:"attempt"`
 	Seconds       float64 `json:"duration_seconds"`
+
+	Artifacts []resultArtifact `json:"artifacts"`
 }
 
-func printResult(w io.Writer, of *project, p coordinator.Pipeline) error {
+type resultArtifact struct {
+	Type string `json:"type"`
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+}
+
+func printResult(w io.Writer, of *project, p coordinator.Pipeline, all []kept) error {
 	r := result{
 		Status: p.Status, Name: p.Name, Project: p.Project, Ref: p.Ref, SHA: p.SHA, Dirty: of.Dirty, Source: p.Source,
 		Seconds: seconds(p.CreatedAt, p.FinishedAt), Warnings: append([]string{}, p.Warnings...), Jobs: []resultJob{},
+	}
+	uploads := map[int64][]resultArtifact{}
+	for _, k := range all {
+		for _, a := range k.list {
+			uploads[k.job.ID] = append(uploads[k.job.ID], resultArtifact{a.Type, a.Name, a.Size})
+		}
 	}
 	for _, j := range p.Jobs {
 		r.Jobs = append(r.Jobs, resultJob{
 			Stage: j.Stage, Name: j.Name, Status: j.Status, AllowFailure: j.AllowFailure, FailureReason: string(j.FailureReason),
 			ExitCode: j.ExitCode, Attempt: j.Attempt, Seconds: seconds(j.StartedAt, j.FinishedAt),
+			Artifacts: append([]resultArtifact{}, uploads[j.ID]...),
 		})
 	}
 	return printJSON(w, r)

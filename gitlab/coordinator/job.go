@@ -26,6 +26,8 @@ type Job struct {
 	When          ciconfig.When
 	Tags          []string
 	Needs         []string
+	Image         string                  // the name of the job's image, variables unexpanded; empty: it names none
+	Services      []string                // those of its services
 	NeedsDeclared bool                    // tells no needs from none declared, when the job waits for the earlier stages
 	FailureReason runnerapi.FailureReason // of a failed job
 	ExitCode      int
@@ -125,6 +127,12 @@ func (j *job) snapshot() Job {
 		CreatedAt: j.createdAt, QueuedAt: j.queuedAt, StartedAt: j.startedAt, FinishedAt: j.finishedAt, ScheduledAt: j.scheduledAt,
 		SystemID: j.systemID, WaitingForAck: j.waitingForAck(), Debug: j.debug, Report: j.report,
 		Patches: j.patches, RangeErrors: j.rangeErrors, Updates: j.updates, KeepAlives: j.keepAlives, LateRequests: j.lateRequests,
+	}
+	if j.def.Image != nil {
+		s.Image = j.def.Image.Name
+	}
+	for i := range j.def.Services {
+		s.Services = append(s.Services, j.def.Services[i].Name)
 	}
 	for _, n := range j.def.Needs {
 		s.Needs = append(s.Needs, n.Job)

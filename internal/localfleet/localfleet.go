@@ -1,12 +1,14 @@
 // Package localfleet is a whole fleet in one process: the embedded GitLab behind an HTTP listener, a control plane behind
 // a TLS listener, and agents that enrol with a join token, hold sessions and run jobs in processes of their own. Nothing
-// in it is a stand-in. Everything is on the loopback interface and below one private folder.
+// in it is a stand-in. Everything is on the loopback interface, the embedded GitLab on the Docker Engine's if jobs run in
+// containers, and below one private folder.
 package localfleet
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -19,7 +21,6 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane"
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/executors"
-	"github.com/switchyard-ci/switchyard/executors/shell"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
 	"github.com/switchyard-ci/switchyard/internal/jointoken"
 )
@@ -36,11 +37,12 @@ type Fleet struct {
 	options Options
 	dir     string
 	gitlab  *coordinator.Coordinator
+	host    string // at which jobs reach gitlab
 	url     string // of gitlab
 	server  string // the control plane's address
 	plane   *controlplane.Server
 	http    *http.Server
-	places  []*shell.Executor
+	places  []executors.Executor
 	runners []coordinator.Runner
 
 	stopAgents, stopPlane context.CancelFunc
@@ -82,6 +84,13 @@ func (f *Fleet) start(ctx, agents, plane context.Context) error {
 	if f.dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
+	f.host = loopback
+	if f.options.Docker != nil {
+		if f.host, err = dockerHost(ctx); err != nil {
+			return err
+		}
+	}
+	f.options.Environ = withoutProxy(f.options.Environ, f.host)
 	if err := f.startGitLab(ctx); err != nil {
 		return err
 	}
@@ -92,7 +101,7 @@ func (f *Fleet) start(ctx, agents, plane context.Context) error {
 }
 
 func (f *Fleet) startGitLab(ctx context.Context) error {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(f.host, "0"))
 	if err != nil {
 		return fmt.Errorf("listen for the embedded GitLab: %w", err)
 	}
@@ -125,7 +134,7 @@ func (f *Fleet) startControlPlane(ctx, life context.Context) error {
 		f.runners = append(f.runners, registered)
 		runners = append(runners, controlplane.Runner{
 			Runner: registry.Runner{
-				Name: r.Name, URL: f.url, Token: registered.Token, Executor: shell.Name, Limit: r.Limit, OutputLimit: r.OutputLimit,
+				Name: r.Name, URL: f.url, Token: registered.Token, Executor: o.executor(), Limit: r.Limit, OutputLimit: r.OutputLimit,
 				Settings: r.Settings,
 			},
 			CheckInterval: r.CheckInterval, RequestsPerMinute: r.RequestsPerMinute,
@@ -143,7 +152,7 @@ func (f *Fleet) startControlPlane(ctx, life context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open the control plane: %w", err)
 	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(loopback, "0"))
 	if err != nil {
 		return fmt.Errorf("listen for agents: %w", err)
 	}
@@ -164,14 +173,7 @@ func (f *Fleet) startAgents(ctx, life context.Context) error {
 	for i := range o.Agents {
 		name := fmt.Sprintf("local-%d", i+1)
 		data := filepath.Join(f.dir, "agents", name)
-		builds := o.BuildsDir
-		if builds == "" {
-			builds = filepath.Join(data, "builds")
-		}
-		place, err := shell.New(shell.Config{
-			Jobs: filepath.Join(data, "jobs"), BuildsDir: builds, CacheDir: filepath.Join(data, "cache"),
-			KillGrace: o.KillGrace, Environ: o.Environ, Log: o.Logger,
-		})
+		place, err := f.place(data)
 		if err != nil {
 			return err
 		}
@@ -257,6 +259,11 @@ func (f *Fleet) close() error {
 	defer cancel()
 	for _, place := range f.places {
 		errs = append(errs, place.Sweep(ctx, func(string) bool { return false }))
+	}
+	for _, place := range f.places {
+		if c, ok := place.(io.Closer); ok {
+			errs = append(errs, c.Close())
+		}
 	}
 	f.stopPlane()
 	if f.gitlab != nil {

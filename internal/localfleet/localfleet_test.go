@@ -201,9 +201,9 @@ func TestWhatCannotBeStarted(t *testing.T) {
 }
 
 func TestJobsAskNoProxyForTheEmbeddedGitLab(t *testing.T) {
-	require.Equal(t, []string{"A=b", "no_proxy=127.0.0.1", "NO_PROXY=127.0.0.1"}, withoutProxy([]string{"A=b"}))
+	require.Equal(t, []string{"A=b", "no_proxy=127.0.0.1", "NO_PROXY=127.0.0.1"}, withoutProxy([]string{"A=b"}, loopback))
 	require.Equal(t, []string{"http_proxy=x", "no_proxy=127.0.0.1,a,b", "NO_PROXY=127.0.0.1,a,b"},
-		withoutProxy([]string{"No_Proxy=a", "http_proxy=x", "NO_PROXY=b"}))
+		withoutProxy([]string{"No_Proxy=a", "http_proxy=x", "NO_PROXY=b"}, loopback))
 }
 
 func TestFoldersThatCannotBeWrittenToAreRemovedToo(t *testing.T) {

@@ -27,7 +27,12 @@ type Options struct {
 	Environ []string
 	// BuildsDir is where jobs work; empty means below the fleet's folder. It must be absolute, and is not removed.
 	BuildsDir string
-	// KillGrace is the time that jobs have between SIGTERM and SIGKILL; 0 means that of the shell executor.
+	// CacheDir is where the caches of jobs are; empty means below the fleet's folder. It must be absolute, and is not
+	// removed. Fleets may share it.
+	CacheDir string
+	// Docker lets jobs run in containers; BuildsDir and CacheDir have no meaning then. Nil means on this host.
+	Docker *Docker
+	// KillGrace is the time that jobs have between SIGTERM and SIGKILL; 0 means the executor's own.
 	KillGrace time.Duration
 
 	// Coordinator are the embedded GitLab's options. URL and Dir are the fleet's to set, and Logger if it is nil.
@@ -79,7 +84,6 @@ func (o *Options) complete() error {
 	if o.Environ == nil {
 		o.Environ = os.Environ()
 	}
-	o.Environ = withoutProxy(o.Environ)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -108,11 +112,11 @@ func (o *Options) complete() error {
 	return nil
 }
 
-// host is where everything listens.
-const host = "127.0.0.1"
+// loopback is where everything listens that jobs need not reach.
+const loopback = "127.0.0.1"
 
 // withoutProxy sees to it that jobs reach the embedded GitLab directly: git, unlike Go, asks a proxy for this host too.
-func withoutProxy(environ []string) []string {
+func withoutProxy(environ []string, host string) []string {
 	exempt := []string{host}
 	for _, e := range environ {
 		key, value, _ := strings.Cut(e, "=")
