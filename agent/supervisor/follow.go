@@ -150,9 +150,9 @@ func (w *work) tell(f follower, sent *orders, doom *<-chan time.Time) {
 		}
 		w.send(f, order)
 	}
-	if left := time.Until(o.lease); !o.lease.Equal(sent.lease) && left > 0 {
+	if !o.lease.Equal(sent.lease) {
 		sent.lease = o.lease
-		w.send(f, folder.Order{Kind: folder.OrderLease, Lease: left})
+		w.send(f, folder.Order{Kind: folder.OrderLease, Lease: max(time.Until(o.lease), time.Millisecond)})
 	}
 }
 

@@ -54,7 +54,7 @@ func (w *work) followRemote() (follower, error) {
 
 // watch is the follower's goroutine: one stream after the other.
 func (r *remote) watch() {
-	backoff := uplink.Backoff{First: firstRetry, Most: 10 * time.Second}
+	backoff := uplink.Backoff{First: firstRetry, Most: lastRetry}
 	touched, failures, told := time.Now(), 0, false
 	for {
 		if !r.mirror.Begun() && r.unwanted() {
@@ -107,8 +107,11 @@ func (r *remote) watch() {
 	}
 }
 
-// firstRetry is the first window in which a stream is opened again.
-var firstRetry = 50 * time.Millisecond
+// firstRetry and lastRetry are the first and the longest window in which a stream is opened again.
+var (
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 10 * time.Second
+)
 
 // final says whether a stream's end is the job's.
 func (r *remote) final(err error) bool {

@@ -27,6 +27,11 @@ type Executor struct {
 	OnPrepare func(ctx context.Context, trace io.Writer) error
 	// OnCheck may fail it.
 	OnCheck func() error
+	// Elsewhere, unless it is empty, is the folder that job folders are in: then they are not the agent's, and its jobs are
+	// launched and attached to.
+	Elsewhere string
+	// OnExec may change a command before it is run, or fail it.
+	OnExec func(ctx context.Context, c *executors.Command) error
 
 	t         testing.TB
 	mu        sync.Mutex
@@ -56,7 +61,8 @@ func New(t testing.TB) *Executor {
 }
 
 // Payload makes a job's payload. Its commands: "print TEXT", "bytes N" (of trace), "wait" (for any cancel), "hang" (deaf
-// to graceful cancels), "numb" (deaf to all orders), "after FILE" (waits until the file is there), "exit N", "die".
+// to graceful cancels), "numb" (deaf to all orders), "after FILE" (waits until the file is there), "ask KEY" (for the URL of
+// a cache, and prints the answer), "exit N", "die".
 func Payload(job int64, commands ...string) []byte { return PayloadWithTimeout(job, 0, commands...) }
 
 // PayloadWithTimeout is Payload with a time limit in seconds; 0 is none.
@@ -123,15 +129,30 @@ func (x *Executor) Prepare(ctx context.Context, spec executors.Spec, trace io.Wr
 		}
 	}
 	_, _ = io.WriteString(trace, "Using a fake executor...\n")
-	return &environment{x: x, spec: spec, done: make(chan struct{})}, nil
+	v := x.environment(spec)
+	if x.Elsewhere != "" {
+		if err := os.Mkdir(filepath.Dir(v.folder), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
 }
 
 // Recover always finds the environment if there is a folder.
 func (x *Executor) Recover(_ context.Context, spec executors.Spec) (executors.Environment, error) {
-	if _, err := os.Stat(spec.Folder); err != nil {
+	v := x.environment(spec)
+	if _, err := os.Stat(filepath.Dir(v.folder)); err != nil {
 		return nil, executors.ErrNotFound
 	}
-	return &environment{x: x, spec: spec, done: make(chan struct{})}, nil
+	return v, nil
+}
+
+func (x *Executor) environment(spec executors.Spec) *environment {
+	v := &environment{x: x, spec: spec, folder: spec.Folder, done: make(chan struct{})}
+	if x.Elsewhere != "" {
+		v.folder = filepath.Join(x.Elsewhere, spec.Name, "job")
+	}
+	return v
 }
 
 // Sweep kills the jobs that are not to be kept.
@@ -144,50 +165,4 @@ func (x *Executor) Sweep(_ context.Context, keep func(string) bool) error {
 		}
 	}
 	return nil
-}
-
-type environment struct {
-	x    *Executor
-	spec executors.Spec
-	done chan struct{}
-}
-
-func (v *environment) Job() executors.Place {
-	return executors.Place{Folder: v.spec.Folder, Binary: "fake", BuildsDir: "/b", CacheDir: "/c", KillGrace: 100 * time.Millisecond}
-}
-func (v *environment) LocalFolder() (string, bool) { return v.spec.Folder, true }
-func (v *environment) Done() <-chan struct{}       { return v.done }
-func (v *environment) Err() error                  { return nil }
-
-func (v *environment) Exec(ctx context.Context, c executors.Command) (int, error) {
-	p := &process{x: v.x, spec: v.spec, killed: make(chan struct{}), ended: make(chan struct{}), graceful: make(chan struct{}), hard: make(chan struct{})}
-	v.x.mu.Lock()
-	v.x.running[v.spec.Folder] = p
-	v.x.starts[v.spec.Name]++
-	v.x.mu.Unlock()
-	v.x.all.Go(func() { p.main(c.Stdout) })
-	select {
-	case <-p.ended:
-		return p.code, nil
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
-}
-
-func (v *environment) Kill(context.Context) error {
-	v.x.mu.Lock()
-	p := v.x.running[v.spec.Folder]
-	v.x.mu.Unlock()
-	if p != nil {
-		p.kill()
-		<-p.ended
-	}
-	return nil
-}
-
-func (v *environment) Destroy(ctx context.Context) error {
-	v.x.mu.Lock()
-	v.x.destroyed[v.spec.Name]++
-	v.x.mu.Unlock()
-	return v.Kill(ctx)
 }

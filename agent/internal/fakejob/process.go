@@ -32,9 +32,11 @@ type process struct {
 
 	killOnce, gracefulOnce, hardOnce sync.Once
 	killed, graceful, hard, ended    chan struct{}
+	answers                          chan folder.CacheAnswer
 
 	mu     sync.Mutex
 	conns  map[net.Conn]bool
+	asked  *folder.CacheRequest // not answered yet
 	length int64
 	result bool
 	closed bool // no connection is taken any more
@@ -190,6 +192,18 @@ func (p *process) step(command string, put func([]byte), result *folder.Result) 
 				return true, errKilled
 			}
 		}
+	case "ask":
+		ask := folder.Event{Kind: folder.EventAsk, Ask: folder.CacheRequest{ID: 1, Op: "get", Key: rest}}
+		p.mu.Lock()
+		p.asked = &ask.Ask
+		p.mu.Unlock()
+		p.tell(ask)
+		select {
+		case a := <-p.answers:
+			put([]byte(a.URL + a.Error + "\n"))
+		case <-p.killed:
+			return true, errKilled
+		}
 	case "exit":
 		if n != 0 {
 			return fail(runnerapi.ReasonScriptFailure, n)
@@ -217,6 +231,9 @@ func (p *process) serve(listener net.Listener, serving *sync.WaitGroup) {
 		}
 		hello := folder.Greeting()
 		hello = folder.AppendEvent(hello, folder.Event{Kind: folder.EventTrace, TraceLength: p.length})
+		if p.asked != nil {
+			hello = folder.AppendEvent(hello, folder.Event{Kind: folder.EventAsk, Ask: *p.asked})
+		}
 		if p.result {
 			hello = folder.AppendEvent(hello, folder.Event{Kind: folder.EventResult})
 		}
@@ -240,6 +257,11 @@ func (p *process) obey(conn net.Conn) {
 			p.gracefulOnce.Do(func() { close(p.graceful) })
 		case folder.OrderCancelKill:
 			p.hardOnce.Do(func() { close(p.hard) })
+		case folder.OrderAnswer:
+			p.mu.Lock()
+			p.asked = nil
+			p.mu.Unlock()
+			p.answers <- o.Answer
 		case folder.OrderLease:
 			p.x.mu.Lock()
 			p.x.leases[p.job()] = append(p.x.leases[p.job()], o.Lease)
