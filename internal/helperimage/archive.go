@@ -39,6 +39,7 @@ type manifest struct {
 type image struct {
 	architecture string
 	layers       []tree
+	level        int // of compression
 }
 
 // configuration is an image's configuration and its encoded form, whose digest is the image's ID.
@@ -103,7 +104,7 @@ func (i *image) write(w io.Writer, c *configuration, info Info) error {
 		m.Layers = append(m.Layers, c.RootFS.DiffIDs[n].Encoded()+".tar.gz")
 		group.Go(func() error {
 			sum := sha256.New()
-			z, err := gzip.NewWriterLevel(&compressed[n], compression)
+			z, err := gzip.NewWriterLevel(&compressed[n], i.level)
 			if err == nil {
 				err = errors.Join(layer.write(io.MultiWriter(z, sum)), z.Close())
 			}

@@ -2,6 +2,7 @@ package helperimage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ func collect(ctx context.Context, opts Options) (*image, error) {
 	if err := top.file(JobBinary, opts.Job); err != nil {
 		return nil, fmt.Errorf("read switchyard-job: %w", err)
 	}
-	return &image{architecture: architectures[machine], layers: []tree{tools, top}}, nil
+	return &image{architecture: architectures[machine], layers: []tree{tools, top}, level: cmp.Or(opts.level, compression)}, nil
 }
 
 type collector struct {

@@ -49,6 +49,8 @@ type Options struct {
 	Job string
 	// Version stands in the image's tag.
 	Version string
+
+	level int // of compression, other than the usual one
 }
 
 // Build makes the archive at path, for the platform of this machine's git and of opts.Job, which must be the same. An

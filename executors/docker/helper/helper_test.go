@@ -72,15 +72,20 @@ func newEngine(t *testing.T) *engine {
 	return &engine{Client: c}
 }
 
-// archive makes the archive of an image that no engine has yet.
+// build makes the one archive of these tests, under a name that nobody else has.
+var build = sync.OnceValues(func() (helperimage.Info, error) {
+	info, _, err := helperimage.Build(context.Background(), helperimage.Options{
+		Job: filepath.Join(programs, "switchyard-job"), Version: "test-" + strings.ToLower(rand.Text()[:8]),
+	}, filepath.Join(programs, helperimage.FileName))
+	return info, err
+})
+
+// archive returns the archive of an image that the engine does not have.
 func archive(t *testing.T, e *engine) (file string, info helperimage.Info) {
 	t.Helper()
-	file = filepath.Join(t.TempDir(), helperimage.FileName)
-	version := "test-" + strings.ToLower(rand.Text()[:8])
-	info, made, err := helperimage.Build(t.Context(),
-		helperimage.Options{Job: filepath.Join(programs, "switchyard-job"), Version: version}, file)
+	info, err := build()
 	require.NoError(t, err)
-	require.True(t, made)
+	file = filepath.Join(programs, helperimage.FileName)
 	t.Cleanup(func() {
 		_, _ = e.ImageRemove(context.Background(), info.Reference, client.ImageRemoveOptions{})
 	})
