@@ -3,6 +3,7 @@ package job
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -28,13 +29,28 @@ func unsupported(p *runnerapi.Job) error {
 		}
 	}
 	if len(names) == 0 {
-		return nil
+		return unsupportedOptions(p)
 	}
 	return &failure{
 		reason: runnerapi.ReasonConfiguration,
 		message: fmt.Sprintf("the job uses %s, which this runner does not support yet: remove it from the job, or give the job tags of a runner that supports it",
 			strings.Join(names, ", ")),
 	}
+}
+
+// unsupportedOptions is about images, which executors without any do not look at.
+func unsupportedOptions(p *runnerapi.Job) error {
+	var errs []error
+	if p.Image != nil {
+		errs = append(errs, p.Image.UnsupportedOptions())
+	}
+	for _, s := range p.Services {
+		errs = append(errs, s.UnsupportedOptions())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &failure{reason: runnerapi.ReasonRunnerSystem, exitCode: runnerapi.ExitCodeUnsupportedOptions, message: err.Error()}
+	}
+	return nil
 }
 
 // The hooks that are run.

@@ -82,6 +82,23 @@ var flags = [...]flag{
 	{name: "FF_WAIT_FOR_POD_TO_BE_REACHABLE", fixed: pods},
 }
 
+// FeatureFlag is one of gitlab-runner's feature flags, as jobs have it here.
+type FeatureFlag struct {
+	Name string
+	// Default is the value without anybody's wish, or the only one if Fixed says why there is no other.
+	Default bool
+	Fixed   string
+}
+
+// FeatureFlags are all that are known, by name.
+func FeatureFlags() []FeatureFlag {
+	list := make([]FeatureFlag, len(flags))
+	for i, f := range flags {
+		list[i] = FeatureFlag{Name: f.name, Default: f.value, Fixed: f.fixed}
+	}
+	return list
+}
+
 // resolveFlags finds each flag's value: the runner's settings win over the job's variables, which win over the default.
 // What was asked for and is not to be had is a warning. The job's variables without flags are returned with the flags'
 // values before them.

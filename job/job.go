@@ -21,6 +21,7 @@ import (
 	"path"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -264,7 +265,11 @@ func (j *Job) read() (masker *masking.Masker, warnings []string, err error) {
 	j.flags, p.Variables, flagWarnings = resolveFlags(p.Variables, j.Spec.Settings.FeatureFlags)
 	if j.Spec.Settings.DebugTraceDisabled {
 		p.Variables = slices.DeleteFunc(p.Variables, func(v runnerapi.Variable) bool {
-			return v.Key == "CI_DEBUG_TRACE" || v.Key == "CI_DEBUG_SERVICES"
+			denied := v.Key == "CI_DEBUG_TRACE" || v.Key == "CI_DEBUG_SERVICES"
+			if on, err := strconv.ParseBool(v.Value); denied && (on || err != nil) {
+				flagWarnings = append(flagWarnings, v.Key+": usage is disabled on this runner (debug_trace_disabled)")
+			}
+			return denied
 		})
 	}
 	if err = j.readVariables(); err != nil {
