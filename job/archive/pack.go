@@ -62,15 +62,13 @@ func (p *packer) walk(ctx context.Context, names []string, each func(e *entry, i
 		if in == nil || dir != last {
 			in.release()
 			in, last = nil, dir
-			root, err := p.root.OpenRoot(path.Clean("./" + dir))
-			if err == nil {
-				in = newFolder(root)
-			} else if !p.vanished(name, err) {
+			opened, err := openFolder(p.root, path.Clean("./"+dir))
+			if err != nil && p.vanished(name, err) {
+				continue
+			} else if err != nil {
 				return fmt.Errorf("open the folder of %q: %w", name, err)
 			}
-		}
-		if in == nil {
-			continue
+			in = opened
 		}
 		e := &entry{name: name}
 		var err error
@@ -91,6 +89,18 @@ func (p *packer) walk(ctx context.Context, names []string, each func(e *entry, i
 		}
 	}
 	return nil
+}
+
+// openFolder opens a folder below root. What is no folder is ENOTDIR.
+func openFolder(root *os.Root, name string) (*folder, error) {
+	sub, err := root.OpenRoot(name)
+	if err == nil {
+		return newFolder(sub), nil
+	}
+	if info, statErr := root.Stat(name); statErr == nil && !info.IsDir() {
+		return nil, syscall.ENOTDIR
+	}
+	return nil, err
 }
 
 // vanished tells whether err means that the file is not there any more, and warns of it.

@@ -153,14 +153,9 @@ func (s *selection) children(in *os.Root, depth int, states []state) ([]child, e
 	slices.Sort(literals)
 	var children []child
 	for _, name := range slices.Compact(literals) {
-		info, err := in.Lstat(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if info, err := in.Lstat(name); err == nil { // else it is not there, or impossible as a name
+			children = append(children, child{name, info.Mode().Type()})
 		}
-		if err != nil {
-			return nil, err
-		}
-		children = append(children, child{name, info.Mode().Type()})
 	}
 	return children, nil
 }
