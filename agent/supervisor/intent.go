@@ -113,6 +113,7 @@ func readIntent(dir string) (Intent, error) {
 type outcome struct {
 	State         string `json:"state"`
 	FailureReason string `json:"failure_reason"`
+	ExitCode      int    `json:"exit_code,omitempty"`
 	Message       string `json:"message"`
 	TraceLength   int64  `json:"trace_length"`
 	TraceCRC32    uint32 `json:"trace_crc32"`

@@ -16,7 +16,7 @@ const (
 	launchPatience = 5 * time.Minute
 	// touchPatience is how long it may be out of reach later. The job's own lease ends sooner.
 	touchPatience = time.Hour
-	// mostFailures is how often in a row the environment may answer that the job cannot be followed.
+	// mostFailures is how often in a row the environment may be reached in vain.
 	mostFailures = 6
 	// steady is how long a stream must have lasted, muchTrace how much it must have brought, for the next attempt to come
 	// quickly.
@@ -128,13 +128,13 @@ func (r *remote) final(err error) bool {
 	return false
 }
 
-// failure says whether the environment has answered, but in vain: that is not repeated for long.
+// failure says whether the environment was reached, but in vain: that is not repeated for long.
 func failure(err error) bool {
 	var (
 		refused *refusedError
 		exited  *exitError
 	)
-	return errors.As(err, &refused) || errors.As(err, &exited)
+	return errors.As(err, &refused) || errors.As(err, &exited) || errors.Is(err, errDeaf)
 }
 
 // unwanted says that the job is not to be started any more.

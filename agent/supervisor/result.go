@@ -86,7 +86,7 @@ func (w *work) die(why error) {
 	if w.leave.Err() != nil || w.result.Load() != nil {
 		return
 	}
-	w.fail(reasonOf(why), why.Error())
+	w.fail(why)
 }
 
 // failEarly ends a job that could not be started.
@@ -94,7 +94,7 @@ func (w *work) failEarly(err error) {
 	if w.life.Err() != nil {
 		return
 	}
-	w.fail(reasonOf(err), err.Error())
+	w.fail(err)
 }
 
 func reasonOf(err error) runnerapi.FailureReason {
@@ -105,12 +105,16 @@ func reasonOf(err error) runnerapi.FailureReason {
 }
 
 // fail ends the job in the agent's words: the trace's last segment, and a result that survives the agent.
-func (w *work) fail(reason runnerapi.FailureReason, message string) {
+func (w *work) fail(why error) {
+	reason, message, code := reasonOf(why), why.Error(), 0
+	if known := (*executors.Error)(nil); errors.As(why, &known) {
+		code = known.ExitCode
+	}
 	w.log.Warn("the job failed", "reason", reason, "message", message)
 	now := time.Now()
 	o := outcome{
 		State: runnerapi.StateFailed, FailureReason: cut(string(reason.KnownTo(w.reasons())), maxReason), Message: cut(message, maxMessage),
-		StartedAt: now.UnixMilli(), FinishedAt: now.UnixMilli(),
+		ExitCode: code, StartedAt: now.UnixMilli(), FinishedAt: now.UnixMilli(),
 	}
 	if s, err := w.folder.Started(); err == nil && !s.At.IsZero() {
 		o.StartedAt = s.At.UnixMilli()
@@ -148,6 +152,7 @@ func (w *work) reasons() []runnerapi.FailureReason {
 func (o outcome) proto() *fleetv1.Result {
 	return &fleetv1.Result{
 		State: o.State, FailureReason: o.FailureReason, Message: o.Message, TraceLength: o.TraceLength, TraceCrc32: o.TraceCRC32,
+		ExitCode:  int32(min(max(o.ExitCode, math.MinInt32), math.MaxInt32)), //nolint:gosec // in range
 		StartedAt: moment(time.UnixMilli(o.StartedAt)), FinishedAt: moment(time.UnixMilli(o.FinishedAt)),
 	}
 }

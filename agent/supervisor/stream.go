@@ -39,11 +39,12 @@ func (s *stream) order(o folder.Order) error {
 	case s.orders <- o:
 		return nil
 	default:
-		err := errors.New("the job's environment takes no orders")
-		s.cancel(err)
-		return err
+		s.cancel(errDeaf)
+		return errDeaf
 	}
 }
+
+var errDeaf = errors.New("the job's environment takes no orders")
 
 // run follows the job until the stream ends. nil: the job has a result, and the folder on this host has it.
 func (s *stream) run() error {

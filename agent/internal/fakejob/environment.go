@@ -35,7 +35,8 @@ func (v *environment) Err() error                  { return nil }
 
 func (v *environment) Exec(ctx context.Context, c executors.Command) (int, error) {
 	if v.x.OnExec != nil {
-		if err := v.x.OnExec(ctx, &c); err != nil {
+		var err error
+		if ctx, err = v.x.OnExec(ctx, &c); err != nil {
 			return 0, err
 		}
 	}

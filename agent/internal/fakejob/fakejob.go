@@ -30,8 +30,9 @@ type Executor struct {
 	// Elsewhere, unless it is empty, is the folder that job folders are in: then they are not the agent's, and its jobs are
 	// launched and attached to.
 	Elsewhere string
-	// OnExec may change a command before it is run, or fail it.
-	OnExec func(ctx context.Context, c *executors.Command) error
+	// OnExec may change a command before it is run, or fail it. The command is waited for until the context that it returns
+	// ends.
+	OnExec func(ctx context.Context, c *executors.Command) (context.Context, error)
 
 	t         testing.TB
 	mu        sync.Mutex
