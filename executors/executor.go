@@ -186,8 +186,13 @@ type Features struct {
 // Error is a failure that is not the agent's own.
 type Error struct {
 	Reason runnerapi.FailureReason // what GitLab is told
-	Err    error
+	// ExitCode is what GitLab is told of the job's exit code; 0 is none.
+	ExitCode int
+	Err      error
 }
+
+// ExitCodeUnsupportedOptions is gitlab-runner's for a job with `executor_opts` that are not known.
+const ExitCodeUnsupportedOptions = 3
 
 func (e *Error) Error() string { return e.Err.Error() }
 
