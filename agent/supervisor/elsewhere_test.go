@@ -34,12 +34,12 @@ type there struct {
 	*remoteshell.Executor
 	proof string // where scripts leave their traces
 	// exec replaces Exec of the environments, if it is set.
-	exec atomic.Pointer[func(ctx context.Context, c executors.Command, run exec) (int, error)]
+	exec atomic.Pointer[func(ctx context.Context, c executors.Command, run runner) (int, error)]
 	// at is called before these methods: Prepare, Destroy.
 	at func(method string)
 }
 
-type exec func(ctx context.Context, c executors.Command) (int, error)
+type runner func(ctx context.Context, c executors.Command) (int, error)
 
 type wrapped struct {
 	executors.Environment
@@ -76,7 +76,7 @@ func (x *there) Prepare(ctx context.Context, spec executors.Spec, trace io.Write
 	return x.Executor.Prepare(ctx, spec, trace)
 }
 
-func (x *there) onExec(f func(ctx context.Context, c executors.Command, run exec) (int, error)) {
+func (x *there) onExec(f func(ctx context.Context, c executors.Command, run runner) (int, error)) {
 	if f == nil {
 		x.exec.Store(nil)
 		return
@@ -138,7 +138,7 @@ func TestAJobWhoseFolderIsElsewhere(t *testing.T) {
 func TestTheAgentIsKilledAtEachPoint(t *testing.T) {
 	before := func(command, text string) func(*agent, *there) {
 		return func(a *agent, x *there) {
-			x.onExec(func(ctx context.Context, c executors.Command, run exec) (int, error) {
+			x.onExec(func(ctx context.Context, c executors.Command, run runner) (int, error) {
 				if text == "" {
 					a.leave()
 					return 0, context.Canceled
@@ -246,7 +246,7 @@ func TestStreamsAreCutAnywhere(t *testing.T) {
 			mu   sync.Mutex
 			cuts int
 		)
-		x.onExec(func(ctx context.Context, c executors.Command, run exec) (int, error) {
+		x.onExec(func(ctx context.Context, c executors.Command, run runner) (int, error) {
 			mu.Lock()
 			cuts++
 			n := 1 << 30
@@ -310,7 +310,7 @@ type broken struct {
 
 func breakable(x *there) *broken {
 	b := &broken{x: x}
-	x.onExec(func(ctx context.Context, c executors.Command, run exec) (int, error) {
+	x.onExec(func(ctx context.Context, c executors.Command, run runner) (int, error) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		b.mu.Lock()
