@@ -191,9 +191,6 @@ type Error struct {
 	Err      error
 }
 
-// ExitCodeUnsupportedOptions is gitlab-runner's for a job with `executor_opts` that are not known.
-const ExitCodeUnsupportedOptions = 3
-
 func (e *Error) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.

@@ -97,7 +97,7 @@ func image(t testing.TB, base string, changes ...string) string {
 	}
 	root := dockertest.NewRoot().Busybox()
 	if base == "bash" {
-		root.Program("bash").Program("git")
+		root.Program("bash").Git()
 	}
 	root.File("/bin/deaf-entrypoint", "#!/bin/sh\necho \"the entrypoint says $*\"\nexit 7\n", 0o755)
 	root.File("/bin/setting-entrypoint", "#!/bin/sh\nexport OF_THE_ENTRYPOINT=yes\nexec \"$@\"\n", 0o755)

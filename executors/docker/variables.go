@@ -10,8 +10,11 @@ import (
 	"github.com/switchyard-ci/switchyard/job/variables"
 )
 
-// debugServices is the variable that asks for services' logs.
-const debugServices = "CI_DEBUG_SERVICES"
+// Variables that a runner may take from jobs: debugServices asks for services' logs, debugTrace for a shell's.
+const (
+	debugServices = "CI_DEBUG_SERVICES"
+	debugTrace    = "CI_DEBUG_TRACE"
+)
 
 // readVariables makes the job's variables as far as they are known before the job starts. They are for names of images and
 // volumes, for labels, and for the environment of containers.
@@ -33,7 +36,7 @@ func (p *preparation) readVariables() error {
 	before = add(before, "CI_JOB_TIMEOUT", strconv.FormatInt(int64(s.Timeout.Seconds()), 10))
 	var own []runnerapi.Variable
 	for _, v := range j.Variables {
-		if s.Settings.DebugTraceDisabled && (v.Key == debugServices || v.Key == "CI_DEBUG_TRACE") {
+		if s.Settings.DebugTraceDisabled && (v.Key == debugServices || v.Key == debugTrace) {
 			continue
 		}
 		own = append(own, v)
@@ -71,17 +74,6 @@ func (p *preparation) enabled(key string) bool {
 	return err == nil && on
 }
 
-// fetches says whether the job looks for the working copy of an earlier one.
-func (p *preparation) fetches() bool {
-	switch p.vars.Value("GIT_STRATEGY") {
-	case "fetch":
-		return true
-	case "clone", "none", "empty":
-		return false
-	}
-	return p.spec.Job.AllowGitFetch
-}
-
 // protected says whether the job's ref is, so that jobs of other refs must not see its volumes nor it theirs.
 func (p *preparation) protected() bool {
 	if on := p.spec.Job.GitInfo.Protected; on != nil {
@@ -101,7 +93,7 @@ func (p *preparation) protected() bool {
 func (p *preparation) environment(more ...runnerapi.Variable) []string {
 	list := make([]runnerapi.Variable, 0, len(p.public)+len(more))
 	for _, v := range p.public {
-		if v.Public && !v.Masked && !v.File {
+		if v.Public && !v.Masked && !v.File && v.Key != debugTrace { // that one is for scripts, and they get it otherwise
 			list = append(list, v)
 		}
 	}

@@ -23,7 +23,8 @@ type volumes struct {
 }
 
 // volumes says what a job gets: the settings' volumes, one for builds and one for caches unless the settings have them.
-// Builds outlast the job if it fetches: then the next one of the slot finds its working copy.
+// Builds outlast the job, whatever its GIT_STRATEGY: the next one of the slot finds the working copy, as GitLab's
+// documentation of none and fetch has it.
 func (p *preparation) volumes() (*volumes, error) {
 	v := &volumes{}
 	targets := make(map[string]bool)
@@ -56,7 +57,7 @@ func (p *preparation) volumes() (*volumes, error) {
 		return false
 	}
 	if !covered(p.buildsDir()) {
-		if p.fetches() && !p.executor.settings.DisableCache {
+		if !p.executor.settings.DisableCache {
 			p.cacheVolume(v, p.buildsDir(), kindBuilds)
 		} else {
 			name := p.spec.Name + "-builds"

@@ -93,14 +93,35 @@ var library = regexp.MustCompile(`(/\S+) \(0x`)
 // Program adds a program of this machine to /usr/bin, with its shared libraries.
 func (r *Root) Program(name string) *Root {
 	path, err := exec.LookPath(name)
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path)
-	}
 	if err != nil {
 		r.err = errors.Join(r.err, err)
 		return r
 	}
-	r.Copy(path, "/usr/bin/"+name)
+	return r.program(path, "/usr/bin/"+name)
+}
+
+// Git adds git with what it needs to fetch over HTTP.
+func (r *Root) Git() *Root {
+	dir, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		r.err = errors.Join(r.err, err)
+		return r
+	}
+	r.Program("git")
+	for _, name := range []string{"git-remote-http", "git-remote-https"} {
+		path := filepath.Join(strings.TrimSpace(string(dir)), name)
+		r.program(path, path)
+	}
+	return r
+}
+
+func (r *Root) program(path, target string) *Root {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		r.err = errors.Join(r.err, err)
+		return r
+	}
+	r.Copy(path, target)
 	list, err := exec.Command("ldd", path).Output()
 	if err != nil {
 		return r // a static one

@@ -1,0 +1,68 @@
+package docker_test
+
+import (
+	"net"
+	"path/filepath"
+	"testing"
+
+	"github.com/moby/moby/client"
+	"github.com/stretchr/testify/require"
+
+	"github.com/switchyard-ci/switchyard/executors"
+	"github.com/switchyard-ci/switchyard/executors/conformance"
+	"github.com/switchyard-ci/switchyard/executors/docker"
+	"github.com/switchyard-ci/switchyard/executors/docker/config"
+)
+
+// hostAddress is an address of this machine that containers reach.
+func hostAddress(t testing.TB) string {
+	t.Helper()
+	addresses, err := net.InterfaceAddrs()
+	require.NoError(t, err)
+	for _, a := range addresses {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
+			return n.IP.String()
+		}
+	}
+	t.Fatal("this machine has no address that a container could reach")
+	return ""
+}
+
+// harness has the suite run in containers of an image, with settings and changes of containers.
+func harness(image string, c config.Config, change ...func(*docker.Options)) func(*testing.T) conformance.Harness {
+	return func(t *testing.T) conformance.Harness {
+		data := t.TempDir()
+		made := func(t *testing.T) executors.Executor {
+			settings := c
+			settings.Image = image
+			return newExecutor(t, &settings, data, change...)
+		}
+		return conformance.Harness{
+			Executor: made(t), Again: made, Jobs: t.TempDir(), JobBinary: filepath.Join(fixture.programs, "switchyard-job"),
+			Processes: func(t *testing.T, text string) int { return processes(t, text) }, Host: hostAddress(t),
+		}
+	}
+}
+
+func TestConformance(t *testing.T) {
+	conformance.Run(t, harness(image(t, "bash"), config.Config{}))
+}
+
+func TestConformanceOfANonRootImage(t *testing.T) {
+	conformance.Run(t, harness(image(t, "bash", "USER user"), config.Config{}))
+}
+
+func TestConformanceWithoutCapabilities(t *testing.T) {
+	conformance.Run(t, harness(image(t, "bash"), config.Config{CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"}}))
+}
+
+func TestConformanceOfAReadOnlyRoot(t *testing.T) {
+	readOnly := func(o *docker.Options) {
+		docker.Altered(o, func(kind string, o *client.ContainerCreateOptions) {
+			if kind == "build" {
+				o.HostConfig.ReadonlyRootfs = true
+			}
+		})
+	}
+	conformance.Run(t, harness(image(t, "bash"), config.Config{}, readOnly))
+}
