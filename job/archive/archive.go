@@ -68,7 +68,8 @@ var (
 // in the order of names. A file that vanishes meanwhile is left out and told to warn, as is a socket, a pipe or a device;
 // one that grows or shrinks meanwhile does not break the archive. Gzip takes regular files only, Raw exactly one; Raw with
 // no name writes nothing. warn gets lines for people, one call at a time, from any goroutine; nil means nobody listens.
-// Pack works with GOMAXPROCS processors, needs less than 64 MiB beyond what names cost, and does not close w. Ending ctx
+// Pack works with GOMAXPROCS processors, needs less than 64 MiB beyond a few hundred bytes for each name (with Slowest and
+// zstd twice that), and does not close w. Ending ctx
 // ends it with context.Cause(ctx), but a Write that blocks is for the caller to end.
 func Pack(ctx context.Context, w io.Writer, f Format, level Level, root *os.Root, names []string, warn func(string)) (Packed, error) {
 	warn = oneAtATime(warn)

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
-	"sync"
 
 	"github.com/klauspost/compress"
 	"github.com/klauspost/compress/flate"
@@ -36,7 +35,7 @@ type compressor struct {
 	buffers *buffers
 	level   int // of deflate
 	zstd    *zstd.Encoder
-	writers sync.Pool // of *flate.Writer
+	writers stack[*flate.Writer]
 }
 
 // whole compresses a file. Without gain packed stays nil.
@@ -60,7 +59,7 @@ func (c *compressor) block(p *piece) error {
 		}
 	}
 	if p.packed == nil {
-		p.packed = storedBlocks(c.buffers.get(len(p.plain) + 5*(len(p.plain)>>16+1))[:0], p.plain)
+		p.packed = storedBlocks(c.buffers.get(len(p.plain))[:0], p.plain) // buffers have room for its headers
 	}
 	if p.last {
 		p.packed = append(p.packed, emptyFinalBlock...)
@@ -93,7 +92,7 @@ func (c *compressor) try(p *piece, final bool) error {
 	if c.zstd != nil {
 		out = c.zstd.EncodeAll(p.plain, out)
 	} else {
-		w, ok := c.writers.Get().(*flate.Writer)
+		w, ok := c.writers.pop()
 		if !ok {
 			var err error
 			if w, err = flate.NewWriter(nil, c.level); err != nil {
@@ -108,7 +107,7 @@ func (c *compressor) try(p *piece, final bool) error {
 		} else if err == nil {
 			err = w.Flush()
 		}
-		c.writers.Put(w)
+		c.writers.push(w)
 		if err != nil && !errors.Is(err, errNoGain) {
 			return err
 		}

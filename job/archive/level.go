@@ -36,17 +36,17 @@ func (l Level) flate() int {
 	}
 }
 
-// zstd is the level of zstd, and with how many workers at most: the higher ones have tables of 10 and 36 MiB for each.
+// zstd is the level of zstd, and with how many workers at most: each has tables of 1 to 5 MiB, with the highest level 36.
 func (l Level) zstd() (zstd.EncoderLevel, int) {
 	switch l {
 	case Fastest, Fast:
-		return zstd.SpeedFastest, 8
+		return zstd.SpeedFastest, 4
 	case Slow:
-		return zstd.SpeedBetterCompression, 3
+		return zstd.SpeedBetterCompression, 2
 	case Slowest:
 		return zstd.SpeedBestCompression, 1
 	default:
-		return zstd.SpeedDefault, 8
+		return zstd.SpeedDefault, 4
 	}
 }
 

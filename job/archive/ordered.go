@@ -76,34 +76,3 @@ func (o ordered[T]) run(ctx context.Context) error {
 	}
 	return nil
 }
-
-// buffers are byte slices of a few sizes that are used again.
-type buffers struct{ pools [9]sync.Pool }
-
-const smallestBuffer = 4 << 10
-
-// class returns the size of the buffer for n bytes, and which pool has it.
-func (b *buffers) class(n int) (size, pool int) {
-	size = smallestBuffer
-	for size < n && pool < len(b.pools)-1 {
-		size, pool = size*2, pool+1
-	}
-	return max(size, n), pool
-}
-
-// get returns a buffer of n bytes length.
-func (b *buffers) get(n int) []byte {
-	size, pool := b.class(n)
-	if p, ok := b.pools[pool].Get().(*[]byte); ok && cap(*p) >= size {
-		return (*p)[:n]
-	}
-	return make([]byte, n, size)
-}
-
-// put takes a buffer back. A nil one is none.
-func (b *buffers) put(p []byte) {
-	size, pool := b.class(cap(p))
-	if cap(p) == size && p != nil {
-		b.pools[pool].Put(&p)
-	}
-}

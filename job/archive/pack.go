@@ -22,8 +22,6 @@ const (
 	blockSize = 512 << 10
 	// ahead is how many pieces there are between what is read and what is written.
 	ahead = 128
-	// bufferBudget bounds the buffers of all pieces that are not written yet.
-	bufferBudget = 16 << 20
 )
 
 // packer packs once.
@@ -213,7 +211,7 @@ func (p *packer) pieces(ctx context.Context, s sink, names []string) error {
 func (p *packer) split(ctx context.Context, budget *semaphore.Weighted, e *entry, in *folder, base string, put func(*piece) error) error {
 	give := func(x *piece) error {
 		if x.size > 0 {
-			room, _ := p.buffers.class(x.size)
+			room, _ := p.buffers.room(x.size)
 			x.cost = int64(2 * room)
 			if err := budget.Acquire(ctx, x.cost); err != nil {
 				x.in.release()

@@ -19,7 +19,7 @@ type frame struct{ plain, packed []byte }
 // tar writes a tar in zstd frames: any zstd reads them one after another.
 func (p *packer) tar(ctx context.Context, w io.Writer, level Level, names []string) error {
 	_, most := level.zstd()
-	n := min(workers(), most)
+	n := min(workers(), most, 3) // more would wait for the one goroutine that reads
 	encoder, err := level.encoder(n, frameSize, true)
 	if err != nil {
 		return err
@@ -30,7 +30,7 @@ func (p *packer) tar(ctx context.Context, w io.Writer, level Level, names []stri
 		p.buffers.put(f.packed)
 	}
 	return ordered[*frame]{
-		workers: n, ahead: n, drop: drop,
+		workers: n, ahead: 2, drop: drop,
 		give: func(ctx context.Context, put func(*frame) error) error {
 			frames := &framer{buffers: &p.buffers, put: put}
 			defer frames.drop()

@@ -135,7 +135,7 @@ func (u *unpacker) borrow(ctx context.Context, n int) (b []byte, cost int64, err
 	if n == 0 {
 		return nil, 0, nil
 	}
-	size, _ := u.buffers.class(n)
+	size, _ := u.buffers.room(n)
 	if err := u.budget.Acquire(ctx, int64(size)); err != nil {
 		return nil, 0, context.Cause(ctx)
 	}
