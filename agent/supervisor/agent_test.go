@@ -185,7 +185,7 @@ func (a *agent) finished(j *supervisor.Job) (*fleetv1.Result, string) {
 		a.await(supervisor.Finished)
 	}
 	r, trace := j.Result(), a.trace()
-	require.EqualValues(a.t, r.GetTraceLength(), len(trace))
+	require.Len(a.t, trace, int(r.GetTraceLength()))
 	require.Equal(a.t, r.GetTraceCrc32(), crc32.ChecksumIEEE([]byte(trace)))
 	return r, trace
 }

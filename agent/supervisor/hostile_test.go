@@ -148,8 +148,10 @@ func TestHostileEnvironments(t *testing.T) {
 		}), "runs job 2, epoch 1", 1, 0},
 		"another offset": {write(func(o int64) string { return hello(o - 1) }), "the trace begins at", 1, 0},
 		"a hole":         {write(func(o int64) string { return hello(o) + data(o+1, "x") }), "expected at", 1, 1},
-		"a log without end": {endless(func(n int64) string { return data(n, strings.Repeat("x", 60_000)) }),
-			"longer than its limit of 1048576 bytes", 1, 1},
+		"a log without end": {
+			endless(func(n int64) string { return data(n, strings.Repeat("x", 60_000)) }),
+			"longer than its limit of 1048576 bytes", 1, 1,
+		},
 		"stages without end":    {endless(func(int64) string { return frame(attach.Stage, "x") }), "more than 10000 stages", 1, 1},
 		"questions without end": {endless(func(int64) string { return frame(attach.Ask, `{"id":1,"op":"get","key":"k"}`) }), "more than 10000", 1, 1},
 		"a result too early": {write(func(o int64) string {

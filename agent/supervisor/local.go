@@ -203,6 +203,6 @@ func listen(conn *folder.Follower, grown func(length int64)) *connection {
 
 func (c *connection) close() {
 	close(c.stop)
-	_ = c.Follower.Close()
+	_ = c.Close()
 	<-c.ended
 }

@@ -148,7 +148,7 @@ func TestTheAgentIsKilledAtAnyMoment(t *testing.T) {
 		require.Equal(t, 1, x.ran(t))
 		a := &agent{t: t, config: supervisor.Config{Jobs: filepath.Join(dir, "jobs")}}
 		trace := a.trace()
-		require.EqualValues(t, out.Length, len(trace))
+		require.Len(t, trace, int(out.Length))
 		require.Equal(t, out.CRC, crc32.ChecksumIEEE([]byte(trace)))
 		at := -1
 		for i := range 200 {

@@ -156,7 +156,7 @@ func (f *following) asked() (folder.CacheRequest, error) {
 // answer answers it.
 func (f *following) answer(a folder.CacheAnswer) error {
 	if f.stream == nil {
-		return f.Follower.Answer(a)
+		return f.Answer(a)
 	}
 	return f.order(folder.Order{Kind: folder.OrderAnswer, Answer: a})
 }
@@ -198,6 +198,6 @@ func (f *following) next(news <-chan struct{}) error {
 
 func (f *following) close() {
 	if f.stream == nil {
-		_ = f.Follower.Close()
+		_ = f.Close()
 	}
 }

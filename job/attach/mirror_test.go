@@ -108,7 +108,7 @@ func TestAFolderIsMirrored(t *testing.T) {
 	require.Equal(t, prefix+"hello\n", whole(t, f))
 	s, err := f.Started()
 	require.NoError(t, err)
-	require.EqualValues(t, 1e9, s.At.Unix())
+	require.Equal(t, int64(1_000_000_000), s.At.Unix())
 	require.Zero(t, s.PID)
 	r, err := f.Result()
 	require.NoError(t, err)
@@ -136,7 +136,7 @@ func TestStreamsThatAreCut(t *testing.T) {
 			}
 			err = feed(m, bytes.NewReader(stream))
 			require.True(rt, strings.HasPrefix(prefix+text, whole(t, f)))
-			require.EqualValues(rt, m.Offset(), len(whole(t, f)))
+			require.Len(rt, whole(t, f), int(m.Offset()))
 			if errors.Is(err, io.EOF) {
 				break
 			}

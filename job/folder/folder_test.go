@@ -438,7 +438,8 @@ func TestOrders(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, o, got)
 	}
-	for _, line := range []string{"", "cancel", "cancel now", "lease", "lease x", "lease 0", "lease -1", "lease 9223372036854775807", "cancel kill ",
+	for _, line := range []string{
+		"", "cancel", "cancel now", "lease", "lease x", "lease 0", "lease -1", "lease 9223372036854775807", "cancel kill ",
 		"answer", "answer ", "answer {", "answer {}", `answer {"id":-1}`, "answer null",
 	} {
 		_, err := folder.ParseOrder([]byte(line))
