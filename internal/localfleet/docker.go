@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
 
@@ -93,11 +94,12 @@ func dockerHost(ctx context.Context) (host string, err error) {
 		return "", fmt.Errorf("list the addresses of this host: %w", err)
 	}
 	for _, part := range found.Network.IPAM.Config {
-		if gateway := part.Gateway; gateway.Is4() && slices.ContainsFunc(own, func(a net.Addr) bool {
-			n, ok := a.(*net.IPNet)
-			return ok && n.IP.String() == gateway.String()
-		}) {
-			return gateway.String(), nil
+		for _, a := range own {
+			ip, err := netip.ParsePrefix(a.String())
+			// An engine may not say which address of the network is its host's.
+			if err == nil && ip.Addr().Is4() && (ip.Addr() == part.Gateway || !part.Gateway.IsValid() && part.Subnet.Contains(ip.Addr())) {
+				return ip.Addr().String(), nil
+			}
 		}
 	}
 	return "", errNotHere

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Tests the greeter with no name, and with each name of a file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,4 +15,6 @@ check() {
 }
 
 check 'Hello, world!'
-check 'Hello, fleet!' fleet
+while read -r name; do
+  check "Hello, $name!" "$name"
+done <"${1:-tests/names.txt}"
