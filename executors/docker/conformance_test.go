@@ -32,10 +32,18 @@ func hostAddress(t testing.TB) string {
 func harness(image string, c config.Config, change ...func(*docker.Options)) func(*testing.T) conformance.Harness {
 	return func(t *testing.T) conformance.Harness {
 		data := t.TempDir()
+		var all []*docker.Executor
+		t.Cleanup(func() { // after the cases' own
+			for _, e := range all {
+				end(t, e)
+			}
+		})
 		made := func(t *testing.T) executors.Executor {
 			settings := c
 			settings.Image = image
-			return newExecutor(t, &settings, data, change...)
+			e := openExecutor(t, &settings, data, change...)
+			all = append(all, e)
+			return e
 		}
 		return conformance.Harness{
 			Executor: made(t), Again: made, Jobs: t.TempDir(), JobBinary: filepath.Join(fixture.programs, "switchyard-job"),

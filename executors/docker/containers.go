@@ -16,7 +16,13 @@ import (
 // helperBinary is switchyard-job in the helper image.
 const helperBinary = helperimage.JobBinary
 
-func containerName(name, kind string) string { return name + "-" + kind }
+// objectName is what the names of a job's containers, volumes and network begin with. The environment's own name is unique
+// among an agent's jobs only.
+func objectName(self *identity, name string) string { return name + "-" + self.id()[:8] }
+
+func (p *preparation) objects() string { return objectName(p.self, p.spec.Name) }
+
+func containerName(objects, kind string) string { return objects + "-" + kind }
 
 // startHelper makes and starts the helper container; h is told of what it says.
 func (p *preparation) startHelper(ctx context.Context, h *handshake) error {
@@ -35,7 +41,7 @@ func (p *preparation) startHelper(ctx context.Context, h *handshake) error {
 	parts.Host.Binds = p.mounted.binds
 	parts.Host.Mounts = append(p.mounted.forHelper(), p.socketMount())
 	parts.Host.ExtraHosts = append(parts.Host.ExtraHosts, p.env.hosts...)
-	id, err := p.create(ctx, kindHelper, containerName(p.spec.Name, kindHelper), p.helperImage, parts, nil)
+	id, err := p.create(ctx, kindHelper, containerName(p.objects(), kindHelper), p.helperImage, parts, nil)
 	if err != nil {
 		return err
 	}
@@ -68,7 +74,7 @@ func (p *preparation) createBuild(ctx context.Context) error {
 	})
 	parts.Host.ExtraHosts = append(parts.Host.ExtraHosts, p.env.hosts...)
 	parts.Endpoint.Aliases = []string{"build"}
-	id, err := p.create(ctx, kindBuild, containerName(p.spec.Name, kindBuild), p.buildImage.id, parts, p.buildImage.onPlatform)
+	id, err := p.create(ctx, kindBuild, containerName(p.objects(), kindBuild), p.buildImage.id, parts, p.buildImage.onPlatform)
 	if err != nil {
 		return err
 	}

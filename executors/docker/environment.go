@@ -174,7 +174,7 @@ func (v *environment) happened(ctx context.Context, id string, removed bool, cod
 	if kind == kindService || leaving {
 		return
 	}
-	d := &diedError{kind: kind, name: containerName(v.name, kind), code: code, removed: removed}
+	d := &diedError{kind: kind, name: containerName(objectName(v.self, v.name), kind), code: code, removed: removed}
 	if !removed {
 		if r, err := v.executor.client.ContainerInspect(ctx, id, client.ContainerInspectOptions{}); err == nil && r.Container.State != nil {
 			d.oom, d.detail = r.Container.State.OOMKilled, r.Container.State.Error

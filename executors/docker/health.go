@@ -83,7 +83,7 @@ func (p *preparation) awaitServices(ctx context.Context) {
 // awaitService returns why the service was not reached, and what the search for it has said.
 func (p *preparation) awaitService(ctx context.Context, s *service, limit time.Duration) (error, string) {
 	ports, err := s.ports(append(p.environment(s.definition.Variables...), s.pulled.env...))
-	name := s.containerName(p.spec.Name)
+	name := s.containerName(p.objects())
 	if err == nil && len(ports) == 0 {
 		err = fmt.Errorf("service %q has no exposed ports", name)
 	}
@@ -161,7 +161,7 @@ func (p *preparation) awaitWords(ctx context.Context, s *service) {
 func (p *preparation) lament(ctx context.Context, s *service, why error, said string) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n%s*** WARNING:%s Service %s probably didn't start properly.\n\nHealth check error:\n%s\n",
-		yellow, normal, s.containerName(p.spec.Name), strings.TrimSpace(why.Error()))
+		yellow, normal, s.containerName(p.objects()), strings.TrimSpace(why.Error()))
 	if said != "" {
 		fmt.Fprintf(&b, "\nHealth check container logs:\n%s\n", said)
 	}
@@ -193,7 +193,7 @@ func (p *preparation) followServices(ctx context.Context) (stop func()) {
 				_, err = stdcopy.StdCopy(out, out, r)
 			}
 			if err != nil && !errors.Is(err, context.Canceled) && ctx.Err() == nil {
-				p.out.warn(fmt.Sprintf("error streaming logs for container %s: %v", s.containerName(p.spec.Name), err))
+				p.out.warn(fmt.Sprintf("error streaming logs for container %s: %v", s.containerName(p.objects()), err))
 			}
 		})
 	}

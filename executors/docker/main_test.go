@@ -97,7 +97,7 @@ func image(t testing.TB, base string, changes ...string) string {
 	}
 	root := dockertest.NewRoot().Busybox()
 	if base == "bash" {
-		root.Program("bash").Git()
+		root.Program("bash").Program("nohup").Git()
 	}
 	root.File("/bin/deaf-entrypoint", "#!/bin/sh\necho \"the entrypoint says $*\"\nexit 7\n", 0o755)
 	root.File("/bin/setting-entrypoint", "#!/bin/sh\nexport OF_THE_ENTRYPOINT=yes\nexec \"$@\"\n", 0o755)
@@ -107,8 +107,16 @@ func image(t testing.TB, base string, changes ...string) string {
 	return name
 }
 
-// newExecutor makes an executor with an agent's folder of its own.
+// newExecutor makes an executor with an agent's folder of its own unless it is given one.
 func newExecutor(t testing.TB, c *config.Config, data string, change ...func(*docker.Options)) *docker.Executor {
+	t.Helper()
+	e := openExecutor(t, c, data, change...)
+	t.Cleanup(func() { end(t, e) })
+	return e
+}
+
+// openExecutor is newExecutor for who ends it.
+func openExecutor(t testing.TB, c *config.Config, data string, change ...func(*docker.Options)) *docker.Executor {
 	t.Helper()
 	engine(t)
 	if c == nil {
@@ -129,14 +137,17 @@ func newExecutor(t testing.TB, c *config.Config, data string, change ...func(*do
 	}
 	e, err := docker.New(o)
 	require.NoError(t, err)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		require.NoError(t, e.Sweep(ctx, func(string) bool { return false }))
-		require.NoError(t, e.RemoveShared(ctx))
-		require.NoError(t, e.Close())
-	})
 	return e
+}
+
+// end removes all that an executor's agent has made.
+func end(t testing.TB, e *docker.Executor) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	require.NoError(t, e.Sweep(ctx, func(string) bool { return false }))
+	require.NoError(t, e.RemoveShared(ctx))
+	require.NoError(t, e.Close())
 }
 
 type testWriter struct{ t testing.TB }

@@ -20,10 +20,10 @@ func (p *preparation) networkName() string {
 	if p.executor.settings.NetworkMode != "" {
 		return ""
 	}
-	return p.spec.Name + "-network"
+	return networkName(p.objects())
 }
 
-func (p *preparation) ownNetwork() string { return p.networkName() }
+func networkName(objects string) string { return objects + "-network" }
 
 func (p *preparation) createNetwork(ctx context.Context) error {
 	name := p.networkName()

@@ -99,8 +99,8 @@ func (p *preparation) run(ctx context.Context) error {
 		return err
 	}
 	p.env = newEnvironment(p.executor, p.self, p.spec.Name)
-	p.env.network = p.ownNetwork()
-	p.env.volumes = append(p.mounted.temporary, socketVolume(p.spec.Name))
+	p.env.network = p.networkName()
+	p.env.volumes = append(p.mounted.temporary, socketVolume(p.objects()))
 	if err := p.fetch(ctx); err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func (e *Executor) Recover(ctx context.Context, spec executors.Spec) (executors.
 	v := newEnvironment(e, self, spec.Name)
 	network := ""
 	if len(b.networks) > 0 {
-		v.network, network = b.networks[0], spec.Name+"-network"
+		v.network, network = b.networks[0], networkName(objectName(self, spec.Name))
 	}
 	v.volumes = b.volumes
 	v.place = e.placeOf(self, spec.Name, b.shared, network)

@@ -127,10 +127,10 @@ func withoutPort(name string) string {
 }
 
 // containerName is unique and says what it is.
-func (s *service) containerName(name string) string {
+func (s *service) containerName(objects string) string {
 	const limit = 60
 	slug := s.slug[max(0, len(s.slug)-limit):]
-	return name + "-" + strings.TrimLeft(slug, "_.-") + "-" + strconv.Itoa(s.index)
+	return objects + "-" + strings.TrimLeft(slug, "_.-") + "-" + strconv.Itoa(s.index)
 }
 
 // ports are those by which it is seen whether the service is there: what the image exposes and the job declares, at most
@@ -178,7 +178,7 @@ func (p *preparation) startService(ctx context.Context, s *service) error {
 	parts.Host.Binds = p.mounted.binds
 	parts.Host.Mounts = p.mounted.mounts
 	parts.Endpoint.Aliases = s.aliases
-	if s.id, err = p.create(ctx, kindService, s.containerName(p.spec.Name), s.pulled.id, parts, func(o *client.ContainerCreateOptions) {
+	if s.id, err = p.create(ctx, kindService, s.containerName(p.objects()), s.pulled.id, parts, func(o *client.ContainerCreateOptions) {
 		o.Config.Labels[labelPrefix+"service"] = s.title
 		s.pulled.onPlatform(o)
 	}); err != nil {

@@ -60,7 +60,7 @@ func (p *preparation) volumes() (*volumes, error) {
 		if !p.executor.settings.DisableCache {
 			p.cacheVolume(v, p.buildsDir(), kindBuilds)
 		} else {
-			name := p.spec.Name + "-builds"
+			name := p.objects() + "-builds"
 			v.temporary = append(v.temporary, name)
 			v.mount(p.mount(name, p.buildsDir(), with(p.labels, kindBuilds)))
 		}
@@ -124,7 +124,7 @@ func (v *volumes) forHelper() []mount.Mount {
 // socketMount is the folder with the server's socket: in memory, and for every user from its beginning.
 func (p *preparation) socketMount() mount.Mount {
 	return mount.Mount{
-		Type: mount.TypeVolume, Source: socketVolume(p.spec.Name), Target: socketDir,
+		Type: mount.TypeVolume, Source: socketVolume(p.objects()), Target: socketDir,
 		VolumeOptions: &mount.VolumeOptions{
 			NoCopy: true, Labels: with(p.labels, kindSocket),
 			DriverConfig: &mount.Driver{Name: "local", Options: map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "mode=1777,size=1m"}},
@@ -132,7 +132,7 @@ func (p *preparation) socketMount() mount.Mount {
 	}
 }
 
-func socketVolume(name string) string { return name + "-socket" }
+func socketVolume(objects string) string { return objects + "-socket" }
 
 var (
 	errColon  = errors.New("a variable's value must not have a ':'")
