@@ -107,7 +107,8 @@ type Environment interface {
 // ErrNotFound is returned by Recover for an environment that does not exist.
 var ErrNotFound = errors.New("environment not found")
 
-// Spec describes the environment that a job needs. Recover gets the same as Prepare did, except for Job, which is nil.
+// Spec describes the environment that a job needs. Recover gets the same as Prepare did, but for Job, which is nil, and what
+// is the runner's (ServerURL and below), which may be missing: what an executor needs of those later it keeps itself.
 type Spec struct {
 	// Name is unique for (fleet, job, epoch) and made of [a-z0-9-], at most 63 bytes.
 	Name string
