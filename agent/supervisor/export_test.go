@@ -10,5 +10,12 @@ func SetRetry(first, last time.Duration) (undo func()) {
 	return func() { firstRetry, lastRetry = oldFirst, oldLast }
 }
 
+// SetKillPatience replaces how long a job may take to obey, beside its kill grace. The function that it returns undoes that.
+func SetKillPatience(d time.Duration) (undo func()) {
+	old := killPatience
+	killPatience = d
+	return func() { killPatience = old }
+}
+
 // LaunchedFile is the name of the file that says that a job was given to its environment.
 const LaunchedFile = launchedFile

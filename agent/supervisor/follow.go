@@ -9,12 +9,11 @@ import (
 	"github.com/switchyard-ci/switchyard/job/folder"
 )
 
-const (
-	// killPatience is added to the kill grace before the agent kills what was told to end.
-	killPatience = 10 * time.Second
-	// lastWords is how long the end of a job whose environment is gone is waited for: what it said last is on its way.
-	lastWords = 2 * time.Second
-)
+// killPatience is added to the kill grace before the agent kills what was told to end.
+var killPatience = 10 * time.Second
+
+// lastWords is how long the end of a job that is dead is waited for: what it said last is on its way.
+const lastWords = 2 * time.Second
 
 // start starts the job's process and follows it to its end.
 func (w *work) start() {
@@ -64,7 +63,7 @@ func (w *work) follow(f follower) {
 		sent   orders           // what the job has been told on this connection
 		doom   <-chan time.Time // when to kill what was told to stop
 		linger <-chan time.Time // when to kill what has its result
-		gone   <-chan time.Time // when to give up a job whose environment is gone
+		gone   <-chan time.Time // when to give up a job that is killed, or whose environment is gone
 	)
 	w.tell(f, &sent, &doom)
 	discarded, lost := w.life.Done(), w.env.Done()
@@ -94,9 +93,13 @@ func (w *work) follow(f follower) {
 		case <-w.news:
 			w.tell(f, &sent, &doom)
 		case <-doom:
-			doom = w.kill("it was told to stop and did not")
+			if doom = w.kill("it was told to stop and did not"); doom == nil {
+				gone = time.After(lastWords)
+			}
 		case <-linger:
-			linger = w.kill("it has its result but does not end")
+			if linger = w.kill("it has its result but does not end"); linger == nil {
+				gone = time.After(lastWords)
+			}
 		case <-lost:
 			lost, gone = nil, time.After(lastWords)
 		case <-gone:

@@ -5,10 +5,12 @@ package supervisor_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/switchyard-ci/switchyard/agent/ledger"
 	"github.com/switchyard-ci/switchyard/agent/supervisor"
 	"github.com/switchyard-ci/switchyard/executors"
+	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 	"github.com/switchyard-ci/switchyard/job/folder"
 )
 
@@ -51,6 +54,36 @@ func TestQuestionsToAnAgentThatCannotSign(t *testing.T) {
 		a := newAgent(t, x, fakejob.Payload(1, "ask key"))
 		_, trace := a.finished(a.start())
 		require.Contains(t, trace, "this agent cannot ask for the URLs of caches\n")
+	})
+}
+
+// A job that does not obey is killed, and not waited for.
+func TestADeafJobIsKilled(t *testing.T) {
+	t.Cleanup(supervisor.SetKillPatience(100 * time.Millisecond))
+	places(t, func(t *testing.T, x *fakejob.Executor) {
+		a := newAgent(t, x, fakejob.Payload(1, "print begun", "numb"))
+		j := a.start()
+		a.awaitTrace("begun\n")
+		j.Cancel(fleetv1.CancelMode_CANCEL_MODE_KILL)
+		r, _ := a.finished(j)
+		require.Equal(t, "failed", r.GetState())
+		require.Contains(t, r.GetMessage(), "left no result")
+		require.Equal(t, 1, x.Starts(1))
+		a.await(supervisor.Freed)
+	})
+	t.Run("in an environment that says nothing of it", func(t *testing.T) {
+		x := newLiar(func(ctx context.Context, offset int64, out io.Writer) (int, error) {
+			_, _ = io.WriteString(out, hello(offset)+data(offset, "begun\n"))
+			<-ctx.Done()
+			return 0, ctx.Err()
+		})
+		a := newAgent(t, x, script("true"))
+		j := a.start()
+		a.awaitTrace("begun\n")
+		j.Cancel(fleetv1.CancelMode_CANCEL_MODE_KILL)
+		r, _ := a.finished(j)
+		require.Contains(t, r.GetMessage(), "left no result")
+		require.EqualValues(t, 1, x.execs.Load())
 	})
 }
 

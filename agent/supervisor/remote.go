@@ -71,6 +71,10 @@ func (r *remote) watch() {
 			r.say(happening{what: over, why: err})
 			return
 		}
+		if r.w.killed.Load() { // there is nobody any more who could be asked
+			r.say(happening{what: over, why: errNoResult})
+			return
+		}
 		if s.greeted {
 			touched = time.Now()
 		}
