@@ -165,13 +165,7 @@ func switchyard(t *testing.T, args ...string) *exec.Cmd {
 // states runs a pipeline and returns what became of its jobs, and its own status.
 func states(t *testing.T, wantCode int, args ...string) (map[string]string, string) {
 	t.Helper()
-	cmd := switchyard(t, append(args, "-o", "json")...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	_ = cmd.Run()
-	require.Equal(t, wantCode, cmd.ProcessState.ExitCode(), stderr.String())
-	var r result
-	require.NoError(t, json.Unmarshal(stdout.Bytes(), &r), stderr.String())
+	r := resultOf(t, wantCode, args...)
 	jobs := map[string]string{}
 	for _, j := range r.Jobs {
 		jobs[j.Name] = j.Status
@@ -179,16 +173,41 @@ func states(t *testing.T, wantCode int, args ...string) (map[string]string, stri
 	return jobs, r.Status
 }
 
+// resultOf runs a pipeline and returns its result.
+func resultOf(t *testing.T, wantCode int, args ...string) result {
+	t.Helper()
+	cmd := switchyard(t, append(args, "-o", "json")...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	_ = cmd.Run()
+	require.Equal(t, wantCode, cmd.ProcessState.ExitCode(), stderr.String())
+	var r result
+	require.NoError(t, json.Unmarshal(stdout.Bytes(), &r), stderr.String())
+	return r
+}
+
 func TestRunTheExamples(t *testing.T) {
 	t.Parallel()
-	jobs, status := states(t, 0, "-C", "../../examples/service")
-	require.Equal(t, "success", status)
+	kept := t.TempDir()
+	r := resultOf(t, 0, "-C", "../../examples/service", "--artifacts", kept)
+	require.Equal(t, "success", r.Status)
+	jobs, uploads := map[string]string{}, map[string][]string{}
+	for _, j := range r.Jobs {
+		jobs[j.Name] = j.Status
+		for _, a := range j.Artifacts {
+			uploads[j.Name] = append(uploads[j.Name], a.Type)
+		}
+	}
+	require.Equal(t, map[string][]string{"unit-tests": {"archive", "junit"}, "package": {"archive", "dotenv"}}, uploads)
+	report, err := os.ReadFile(filepath.Join(kept, "unit-tests.reports", "junit.xml"))
+	require.NoError(t, err)
+	require.Contains(t, string(report), `<testsuite name="greeter" tests="4">`)
 	require.Equal(t, map[string]string{
 		"shell-syntax": "success", "unit-tests": "success", "licence-scan": "failed", "package": "success", "staging": "success",
 		"production": "manual", "clean-up-after-failure": "skipped",
 	}, jobs)
 
-	jobs, status = states(t, 0, "-C", "../../examples/matrix")
+	jobs, status := states(t, 0, "-C", "../../examples/matrix")
 	require.Equal(t, "success", status)
 	want := map[string]string{}
 	for _, name := range []string{
