@@ -14,6 +14,7 @@ import (
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/job/folder"
 	"github.com/switchyard-ci/switchyard/job/git"
+	"github.com/switchyard-ci/switchyard/job/variables"
 )
 
 func read(values map[string]string) (settings, []string) {
@@ -157,5 +158,19 @@ func TestWhatGitIsGivenFits(t *testing.T) {
 	require.Contains(t, env, "GIT_SSL_NO_VERIFY=1")
 	for _, kv := range env {
 		require.False(t, strings.HasPrefix(kv, "HUGE="))
+	}
+}
+
+func TestProxiesOfTheEnvironment(t *testing.T) {
+	vars, err := variables.New([]runnerapi.Variable{{Key: "https_proxy", Value: "http://job:1"}, {Key: "OTHER", Value: "x"}})
+	require.NoError(t, err)
+	j := &Job{Options: Options{Environment: []string{
+		"HTTPS_PROXY=http://host:1", "HTTP_PROXY=http://host:2", "HTTP_PROXY=http://host:3", "no_proxy=.example.com", "CACHE_FALLBACK_KEY=k",
+	}}, vars: vars}
+	for key, want := range map[string]string{
+		"HTTPS_PROXY": "", "https_proxy": "http://job:1", "HTTP_PROXY": "http://host:3", "http_proxy": "",
+		"NO_PROXY": "", "no_proxy": ".example.com", "CACHE_FALLBACK_KEY": "", "OTHER": "x",
+	} {
+		require.Equal(t, want, j.value(key), key)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"io"
 	"path"
 	"runtime"
+	"slices"
+	"strings"
 
 	"github.com/switchyard-ci/switchyard/job/artifacts"
 	"github.com/switchyard-ci/switchyard/job/cache"
@@ -59,7 +61,7 @@ func (j *Job) cacheStage() *cache.Stage {
 	s := &cache.Stage{
 		ProjectDir: j.projectDir, Remote: j.Spec.Settings.RemoteCache, MaxUploaded: j.Spec.Settings.MaxUploadedArchiveSize,
 		JobName: j.payload.JobInfo.Name, Ref: j.payload.GitInfo.Ref,
-		Expand: j.vars.Expand, Value: j.vars.Get, Flag: j.flag, Git: j.untracked(),
+		Expand: j.vars.Expand, Value: j.value, Flag: j.flag, Git: j.untracked(),
 		CA: j.Spec.ServerCA, UserAgent: j.userAgent(), Lines: j.lines(),
 		Sign: func(ctx context.Context, op, key string) (folder.CacheAnswer, error) {
 			return j.Ask(ctx, folder.CacheRequest{Op: op, Key: key})
@@ -78,7 +80,7 @@ func (j *Job) artifactStage() *artifacts.Stage {
 	return &artifacts.Stage{
 		ProjectDir: j.projectDir, TempDir: j.tempDir, ServerURL: j.Spec.ServerURL, CA: j.Spec.ServerCA, UserAgent: j.userAgent(),
 		JobID: p.ID, Token: p.Token,
-		Expand: j.vars.Expand, Value: j.vars.Get, Flag: j.flag, Git: j.untracked(),
+		Expand: j.vars.Expand, Value: j.value, Flag: j.flag, Git: j.untracked(),
 		Provenance: artifacts.Provenance{
 			RunnerID: j.Spec.Runner.ID, RunnerName: j.Spec.Runner.Name, Executor: j.Spec.Executor, JobName: p.JobInfo.Name,
 			RepoURL: p.GitInfo.RepoURL, SHA: p.GitInfo.SHA, StartedAt: j.startedAt, Parameters: names, Version: j.Spec.Runner.Version,
@@ -86,6 +88,21 @@ func (j *Job) artifactStage() *artifacts.Stage {
 		UploadTimeout: j.Spec.Settings.ArtifactUploadTimeout, ResponseTimeout: j.Spec.Settings.ArtifactResponseHeaderTimeout,
 		Lines: j.lines(),
 	}
+}
+
+// value is what a variable is for what this process does itself. Like programs that it starts, it goes by the proxies of the
+// environment that it inherited unless the job names others.
+func (j *Job) value(key string) string {
+	v, lower := j.vars.Get(key), strings.ToLower(key)
+	if v != "" || !strings.HasSuffix(lower, "_proxy") || j.vars.Get(lower) != "" || j.vars.Get(strings.ToUpper(key)) != "" {
+		return v
+	}
+	for _, kv := range slices.Backward(j.Environment) {
+		if v, ok := strings.CutPrefix(kv, key+"="); ok {
+			return v
+		}
+	}
+	return ""
 }
 
 func (j *Job) flag(name string) bool { return j.flags[name] }
