@@ -192,7 +192,7 @@ func hello(boot string, slots uint32) *fleetv1.Hello {
 
 func (f *fleet) dial(id string) *fake {
 	f.t.Helper()
-	// A static window: by itself gRPC's grows to 16 MiB where nothing takes time, and an agent that reads nothing is noticed late.
+	// A window of fixed size: by itself it grows to 16 MiB where nothing takes time, and an agent that reads nothing is noticed late.
 	conn, err := grpc.NewClient("passthrough:///fleet", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithStaticStreamWindowSize(64<<10), grpc.WithStaticConnWindowSize(64<<10),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return f.listener.Dial() }))

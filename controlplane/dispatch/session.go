@@ -134,7 +134,7 @@ func (d *Dispatcher) transmit(stream sessionStream, s *session) error {
 
 // receive reads the agent's messages until the stream ends.
 func (d *Dispatcher) receive(stream sessionStream, s *session, id, name string) error {
-	for {
+	for s.ctx.Err() == nil { // else an agent that only talks would be listened to for as long as it does
 		m, err := stream.Recv()
 		if err != nil {
 			return err
@@ -153,6 +153,7 @@ func (d *Dispatcher) receive(stream sessionStream, s *session, id, name string) 
 			return err
 		}
 	}
+	return s.ctx.Err()
 }
 
 // hello introduces a session, or refuses it.
