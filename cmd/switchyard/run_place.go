@@ -74,8 +74,8 @@ func projectRoot(dir string) string {
 	if err != nil {
 		return dir
 	}
-	if real, err := filepath.EvalSymlinks(root); err == nil {
-		root = real
+	if target, err := filepath.EvalSymlinks(root); err == nil {
+		root = target
 	}
 	if own, err := exists(filepath.Join(root, coordinator.DefaultCIConfigPath)); err == nil && own {
 		return root

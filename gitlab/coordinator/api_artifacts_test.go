@@ -170,7 +170,7 @@ func TestUploadAndDownload(t *testing.T) {
 	require.EqualValues(t, 4, stats.Downloads)
 	require.Zero(t, stats.Redirects)
 	require.Equal(t, "running", s.job(next.ID).Status)
-	require.Equal(t, 2, len(run.Jobs))
+	require.Len(t, run.Jobs, 2)
 }
 
 // The address of a direct download is of use without a token, for a while, and for nothing else.

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/switchyard-ci/switchyard/gitlab/ciconfig"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
 func statuses(p Pipeline) string {
@@ -438,4 +439,42 @@ func TestManyRunners(t *testing.T) {
 	for id := range s.projects {
 		require.Zero(t, s.queue.Running(id))
 	}
+}
+
+// A job that fails as its `retry` says runs again, with nothing of the attempt before; others wait for the last one.
+func TestJobsAreRetriedAsTheySay(t *testing.T) {
+	s := newServer(t, Options{})
+	r := s.runner()
+	run := s.run(s.project("g/p"),
+		ciconfig.Job{Stage: "build", Retry: &ciconfig.Retry{Max: 2, When: []string{"runner_system_failure"}, ExitCodes: []int{3}}},
+		ciconfig.Job{})
+	fail := func(fields obj) runnerapi.Job {
+		j := s.claimed(r)
+		s.uploaded(j, []byte("x"))
+		fields["state"] = "failed"
+		require.Equal(t, 200, s.put(j, fields).Code)
+		return j
+	}
+	first := fail(obj{"failure_reason": "runner_system_failure"})
+	second := fail(obj{"failure_reason": "script_failure", "exit_code": 3})
+	require.NotEqual(t, first.ID, second.ID)
+	p, err := s.Pipeline(run.ID)
+	require.NoError(t, err)
+	require.Len(t, p.Retried, 2)
+	require.Equal(t, 3, p.Jobs[0].Attempt)
+	require.Equal(t, "created", p.Jobs[1].Status)
+	require.Empty(t, s.list(runnerapi.Job{ID: p.Jobs[0].ID}))
+	require.Len(t, s.list(first), 1)
+	s.finish(s.claimed(r), "success")
+	next := s.claimed(r)
+	require.Len(t, next.Dependencies, 1)
+	require.Empty(t, next.Dependencies[0].ArtifactsFile.Filename, "the last attempt has uploaded nothing")
+	s.finish(next, "success")
+
+	run = s.run(s.project("g/q"), ciconfig.Job{Retry: &ciconfig.Retry{Max: 2, ExitCodes: []int{3}}})
+	fail(obj{"failure_reason": "script_failure", "exit_code": 1})
+	p, err = s.Pipeline(run.ID)
+	require.NoError(t, err)
+	require.Equal(t, "failed", p.Status)
+	require.Empty(t, p.Retried)
 }

@@ -215,3 +215,24 @@ func TestFoldersThatCannotBeWrittenToAreRemovedToo(t *testing.T) {
 	require.NoError(t, removeAll(dir))
 	require.NoDirExists(t, dir)
 }
+
+func TestCachesStayWhereTheyAreTold(t *testing.T) {
+	caches := t.TempDir()
+	for _, want := range []string{"runs: 1", "runs: 2"} {
+		f := start(t, Options{CacheDir: caches, TracePace: 10 * time.Millisecond})
+		p := wait(t, f, run(t, f, `
+job:
+  cache: {key: k, paths: [runs]}
+  script: [mkdir -p runs, 'touch runs/$(ls runs | wc -l)', 'echo "runs: $(ls runs | wc -l)"']
+`))
+		require.Contains(t, trace(t, f, p.Jobs[0]), want+"\n")
+		require.NoError(t, f.Close())
+	}
+}
+
+func TestWithoutAnEngineThereAreNoContainers(t *testing.T) {
+	t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(t.TempDir(), "none.sock"))
+	f, err := Start(t.Context(), Options{Dir: t.TempDir(), JobBinary: filepath.Join(programs, "switchyard-job"), Docker: &Docker{}})
+	require.Nil(t, f)
+	require.ErrorContains(t, err, "start a local fleet: ask the Docker Engine for the address of this host in its network: ")
+}

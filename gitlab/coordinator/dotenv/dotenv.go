@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -28,16 +27,22 @@ const (
 // Variable is one variable. Its value may name others, which are filled in where it is used.
 type Variable struct{ Key, Value string }
 
-var (
-	errFormat = errors.New("Invalid Format")
-	errKey    = errors.New("Validation failed: Key can contain only letters, digits and '_'.")
+// refusal is an error in GitLab's words, which runners show to people.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+const (
+	errFormat = refusal("Invalid Format")
+	errKey    = refusal("Validation failed: Key can contain only letters, digits and '_'.")
+	errNoKey  = refusal("Validation failed: Key can't be blank, Key can contain only letters, digits and '_'.")
 )
 
 // Parse reads an upload of size bytes: gzip members, each a file. Errors are GitLab's words. Of two lines with one key
 // the later counts.
 func Parse(r io.Reader, size int64) ([]Variable, error) {
 	if size >= MaxSize {
-		return nil, fmt.Errorf("Dotenv Artifact Too Big. Maximum Allowable Size: %d", MaxSize)
+		return nil, refusal(fmt.Sprintf("Dotenv Artifact Too Big. Maximum Allowable Size: %d", MaxSize))
 	}
 	var p parser
 	buffered := bufio.NewReader(r)
@@ -59,7 +64,7 @@ func Parse(r io.Reader, size int64) ([]Variable, error) {
 		}
 	}
 	if len(p.variables) > MaxVariables {
-		return nil, fmt.Errorf("Dotenv files cannot have more than %d variables", MaxVariables)
+		return nil, refusal(fmt.Sprintf("Dotenv files cannot have more than %d variables", MaxVariables))
 	}
 	for _, v := range p.variables {
 		if err := checkKey(v.Key); err != nil {
@@ -100,9 +105,9 @@ func strip(s string) string { return strings.Trim(s, "\x00\t\n\v\f\r ") }
 func checkKey(key string) error {
 	switch {
 	case key == "":
-		return errors.New("Validation failed: Key can't be blank, Key can contain only letters, digits and '_'.")
+		return errNoKey
 	case utf8.RuneCountInString(key) > maxKey:
-		return fmt.Errorf("Validation failed: Key is too long (maximum is %d characters)", maxKey)
+		return refusal(fmt.Sprintf("Validation failed: Key is too long (maximum is %d characters)", maxKey))
 	}
 	for i := range len(key) {
 		c := key[i]
