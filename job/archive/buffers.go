@@ -16,6 +16,7 @@ type buffers struct {
 	mu   sync.Mutex
 	free [9][][]byte
 	kept int
+	lent int
 }
 
 // room returns the size of the buffer for n bytes, and the list that it is kept in. Some more than n fits: what does not
@@ -39,10 +40,12 @@ func (b *buffers) get(n int) []byte {
 		b.free[list] = kept[:len(kept)-1]
 		b.kept -= cap(last)
 		if cap(last) >= size {
+			b.lent += cap(last)
 			return last[:n]
 		}
 	}
-	if b.kept+size > bufferBudget { // what is kept is of other sizes than what is needed now
+	b.lent += size
+	if b.kept+b.lent > bufferBudget { // what is kept is of other sizes than what is needed now
 		b.free, b.kept = [9][][]byte{}, 0
 	}
 	return make([]byte, n, size)
@@ -55,12 +58,13 @@ func (b *buffers) put(p []byte) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.lent = max(b.lent-cap(p), 0) // one that has grown meanwhile was lent as a smaller one
 	for list := len(b.free) - 1; list >= 0; list-- {
 		fits := smallestBuffer << list
 		if cap(p) < fits+fits/128+64 {
 			continue
 		}
-		if b.kept+cap(p) <= bufferBudget {
+		if b.kept+b.lent+cap(p) <= bufferBudget {
 			b.free[list] = append(b.free[list], p[:0])
 			b.kept += cap(p)
 		}

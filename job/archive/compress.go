@@ -92,37 +92,40 @@ func (c *compressor) try(p *piece, final bool) error {
 	if c.zstd != nil {
 		out = c.zstd.EncodeAll(p.plain, out)
 	} else {
-		w, ok := c.writers.pop()
-		if !ok {
-			var err error
-			if w, err = flate.NewWriter(nil, c.level); err != nil {
-				return err
-			}
-		}
-		to := &bounded{b: out}
-		w.Reset(to)
-		_, err := w.Write(p.plain)
-		if err == nil && final {
-			err = w.Close()
-		} else if err == nil {
-			err = w.Flush()
-		}
-		c.writers.push(w)
-		if err != nil && !errors.Is(err, errNoGain) {
-			return err
-		}
-		out = to.b
-		if err != nil {
+		to := &bounded{b: out[:0:len(p.plain)]}
+		if err := c.deflate(p.plain, to, final); errors.Is(err, errNoGain) {
 			c.buffers.put(out)
 			return nil
+		} else if err != nil {
+			return err
+		}
+		out = out[:len(to.b)]
+	}
+	if gains(len(out), len(p.plain)) {
+		p.packed = out
+	} else {
+		c.buffers.put(out)
+	}
+	return nil
+}
+
+func (c *compressor) deflate(plain []byte, to *bounded, final bool) error {
+	w, ok := c.writers.pop()
+	if !ok {
+		var err error
+		if w, err = flate.NewWriter(nil, c.level); err != nil {
+			return err
 		}
 	}
-	if !gains(len(out), len(p.plain)) {
-		c.buffers.put(out)
-		return nil
+	defer c.writers.push(w)
+	w.Reset(to)
+	if _, err := w.Write(plain); err != nil {
+		return err
 	}
-	p.packed = out
-	return nil
+	if final {
+		return w.Close()
+	}
+	return w.Flush()
 }
 
 // bounded is a buffer that refuses to grow.

@@ -225,11 +225,11 @@ func TestNothingIsWrittenThroughLinksThatAreThere(t *testing.T) {
 				"wasfile":    {0o644, "", 0},
 				"wasfull/of": {0o644, "", 0},
 			})
-			make := tarOf
+			archiveOf := tarOf
 			if f == Zip {
-				make = zipOf
+				archiveOf = zipOf
 			}
-			b := make(t,
+			b := archiveOf(t,
 				made{name: "file", content: "new"},
 				made{name: "folder/jewelry", content: "new"},
 				made{name: "empty/", kind: tar.TypeDir, mode: 0o711},
@@ -258,12 +258,12 @@ func TestNothingIsWrittenThroughLinksThatAreThere(t *testing.T) {
 func TestLinksMayLeadAnywhere(t *testing.T) {
 	for _, f := range []Format{Zip, TarZstd} {
 		p := newPrison(t)
-		make := tarOf
+		archiveOf := tarOf
 		if f == Zip {
-			make = zipOf
+			archiveOf = zipOf
 		}
 		makeTree(t, p.inside, map[string]node{"dir/full": {0o644, "", 0}, "old": {fs.ModeSymlink, "../vault", 0}})
-		_, err := p.unpack(t, make(t,
+		_, err := p.unpack(t, archiveOf(t,
 			made{name: "abs", kind: tar.TypeSymlink, target: "/etc/passwd"},
 			made{name: "up", kind: tar.TypeSymlink, target: "../treasure"},
 			made{name: "old", kind: tar.TypeSymlink, target: "elsewhere"},
@@ -283,11 +283,11 @@ func TestLinksMayLeadAnywhere(t *testing.T) {
 func TestDangerousModeBitsAreStripped(t *testing.T) {
 	for _, f := range []Format{Zip, TarZstd} {
 		p := newPrison(t)
-		make := tarOf
+		archiveOf := tarOf
 		if f == Zip {
-			make = zipOf
+			archiveOf = zipOf
 		}
-		_, err := p.unpack(t, make(t,
+		_, err := p.unpack(t, archiveOf(t,
 			made{name: "d/", kind: tar.TypeDir, mode: 0o777 | fs.ModeSticky | fs.ModeSetgid},
 			made{name: "d/f", content: "x", mode: 0o755 | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky},
 		), Limits{})

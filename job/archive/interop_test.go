@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -118,42 +119,62 @@ func TestSparseFiles(t *testing.T) {
 	require.ErrorIs(t, err, ErrHostile)
 }
 
-// A zip with more than 4 GiB in it: the file before and the one after are right, for others too.
+// A zip with more than 4 GiB in it, stored and compressed: the file before and the one after are right, for others too.
 func TestZip64(t *testing.T) {
 	testbed.Need(t, testbed.Unzip)
-	if testing.Short() {
-		t.Skip("reads and writes 4 GiB")
-	}
-	const size = 4<<30 + 5
-	dir := t.TempDir()
-	makeTree(t, dir, map[string]node{"a": {0o644, "before", 0}, "z": {0o644, "after", 0}})
-	f, err := os.Create(filepath.Join(dir, "large"))
-	require.NoError(t, err)
-	require.NoError(t, f.Truncate(size))
-	require.NoError(t, f.Close())
-	out, err := os.Create(filepath.Join(dir, "out.zip"))
-	require.NoError(t, err)
-	defer func() { require.NoError(t, out.Close()) }()
-	w := &sparse{f: out}
-	packed, err := Pack(t.Context(), w, Zip, Fastest, openRoot(t, dir), []string{"a", "large", "z"}, nil)
-	require.NoError(t, err)
-	require.Equal(t, Packed{Files: 3, Bytes: size + 11}, packed)
-	require.NoError(t, out.Truncate(w.at))
-	z, err := zip.NewReader(out, w.at)
-	require.NoError(t, err)
-	require.Len(t, z.File, 3)
-	require.Equal(t, uint64(size), z.File[1].UncompressedSize64)
-	require.Equal(t, uint64(size), z.File[1].CompressedSize64)
-	for i, content := range map[int]string{0: "before", 2: "after"} {
-		r, err := z.File[i].Open()
+	const blocks = 8193
+	for _, store := range []bool{true, false} {
+		dir := t.TempDir()
+		makeTree(t, dir, map[string]node{"a": {0o644, "before", 0}, "large": {0o644, "", 0}, "z": {0o644, "after", 0}})
+		out, err := os.Create(filepath.Join(dir, "out.zip"))
 		require.NoError(t, err)
-		b, err := io.ReadAll(r)
+		w := &sparse{f: out}
+		s := &zipSink{compressor: compressor{buffers: &buffers{}, level: 1}, w: zip.NewWriter(w), method: zip.Deflate, store: store}
+		zeros := make([]byte, blockSize)
+		var last *piece
+		for _, name := range []string{"a", "large", "z"} {
+			info, err := os.Lstat(filepath.Join(dir, name))
+			require.NoError(t, err)
+			content, err := os.ReadFile(filepath.Join(dir, name))
+			require.NoError(t, err)
+			p := &piece{entry: &entry{name: name, info: info}, first: true, last: true, plain: content}
+			if name != "large" {
+				require.NoError(t, s.compress(p))
+				require.NoError(t, s.put(p))
+				continue
+			}
+			p.plain, p.last = zeros, false
+			require.NoError(t, s.compress(p))
+			for range blocks - 1 {
+				require.NoError(t, s.put(p))
+				p.first = false
+			}
+			last = &piece{entry: p.entry, last: true, plain: zeros}
+			require.NoError(t, s.compress(last))
+			require.NoError(t, s.put(last))
+		}
+		require.NoError(t, s.w.Close())
+		require.NoError(t, out.Truncate(w.at))
+		z, err := zip.NewReader(out, w.at)
 		require.NoError(t, err)
-		require.Equal(t, content, string(b))
+		require.Len(t, z.File, 3)
+		require.Equal(t, uint64(blocks*blockSize), z.File[1].UncompressedSize64)
+		if store {
+			require.Equal(t, uint64(blocks*blockSize), z.File[1].CompressedSize64)
+		}
+		for i, content := range map[int]string{0: "before", 2: "after"} {
+			r, err := z.File[i].Open()
+			require.NoError(t, err)
+			b, err := io.ReadAll(r)
+			require.NoError(t, err)
+			require.Equal(t, content, string(b))
+		}
+		_, err = zipSpans(z, w.at)
+		require.NoError(t, err)
+		require.Equal(t, "after", command(t, dir, "unzip", "-p", "out.zip", "z"))
+		require.Contains(t, command(t, dir, "unzip", "-l", "out.zip"), strconv.Itoa(blocks*blockSize))
+		require.NoError(t, out.Close())
 	}
-	require.Equal(t, "after", command(t, dir, "unzip", "-p", "out.zip", "z"))
-	list := command(t, dir, "unzip", "-l", "out.zip")
-	require.Contains(t, list, "4294967301")
 }
 
 // sparse writes a file with holes where there are zeros.
@@ -162,8 +183,10 @@ type sparse struct {
 	at int64
 }
 
+var hole [blockSize]byte
+
 func (s *sparse) Write(p []byte) (int, error) {
-	if len(bytes.Trim(p, "\x00")) > 0 {
+	if len(p) > len(hole) || !bytes.Equal(p, hole[:len(p)]) {
 		if _, err := s.f.WriteAt(p, s.at); err != nil {
 			return 0, err
 		}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -284,12 +285,9 @@ func (p *packer) read(x *piece) error {
 
 // warnOfGit warns as gitlab-runner does.
 func warnOfGit(what string, names []string, warn func(string)) {
-	for _, name := range names {
-		if inGit(name) {
-			warn("Part of .git directory is on the list of files to " + what)
-			warn("This may introduce unexpected problems")
-			return
-		}
+	if slices.ContainsFunc(names, inGit) {
+		warn("Part of .git directory is on the list of files to " + what)
+		warn("This may introduce unexpected problems")
 	}
 }
 

@@ -131,8 +131,8 @@ func (s *zipSink) putBlock(p *piece) error {
 	h.CompressedSize64 += uint64(len(content))
 	if p.last { // the writer takes these when the next entry begins
 		h.CRC32 = s.crc
-		h.UncompressedSize = uint32(min(h.UncompressedSize64, math.MaxUint32))
-		h.CompressedSize = uint32(min(h.CompressedSize64, math.MaxUint32))
+		h.UncompressedSize = uint32(min(h.UncompressedSize64, math.MaxUint32)) //nolint:staticcheck // written as it is
+		h.CompressedSize = uint32(min(h.CompressedSize64, math.MaxUint32))     //nolint:staticcheck // written as it is
 	}
 	_, err := s.to.Write(content)
 	return err
@@ -146,7 +146,7 @@ func zipHeader(e *entry) *zip.FileHeader {
 		h.Flags |= zipFlagUTF8
 	}
 	modified := e.info.ModTime()
-	h.ModifiedDate, h.ModifiedTime = dosTime(modified)
+	h.ModifiedDate, h.ModifiedTime = dosTime(modified) //nolint:staticcheck // CreateRaw does not look at Modified
 	uid, gid := e.owner()
 	x := make([]byte, 0, 24)
 	x = binary.LittleEndian.AppendUint16(x, zipExtraTime)
