@@ -21,22 +21,26 @@ import (
 )
 
 func (j *Job) restoreCache(ctx context.Context) error {
-	defer allProcessors()()
+	back := allProcessors()
+	defer back()
 	return j.cacheStage().Restore(ctx, j.payload.Cache)
 }
 
 func (j *Job) archiveCache(ctx context.Context, succeeded bool) error {
-	defer allProcessors()()
+	back := allProcessors()
+	defer back()
 	return j.cacheStage().Archive(ctx, j.payload.Cache, succeeded)
 }
 
 func (j *Job) downloadArtifacts(ctx context.Context) error {
-	defer allProcessors()()
+	back := allProcessors()
+	defer back()
 	return artifactFailure(ctx, j.artifactStage().Download(ctx, j.payload.Dependencies))
 }
 
 func (j *Job) uploadArtifacts(ctx context.Context, succeeded bool) error {
-	defer allProcessors()()
+	back := allProcessors()
+	defer back()
 	return artifactFailure(ctx, j.artifactStage().Upload(ctx, j.payload.Artifacts, succeeded))
 }
 
