@@ -30,8 +30,14 @@ func TestProjectRoot(t *testing.T) {
 func TestFolderNames(t *testing.T) {
 	used := map[string]bool{}
 	for _, tc := range [][2]string{
-		{"test: [linux, amd64]", "test-linux-amd64"}, {"test linux/amd64", "test-linux-amd64-2"}, {"../..", "job"}, {".git", "git"},
-		{"bauen über", "bauen-über"}, {"a", "a"}, {"a.reports", "a.reports-2"}, {"...", "job-2"},
+		{"test: [linux, amd64]", "test-linux-amd64"},
+		{"test linux/amd64", "test-linux-amd64-2"},
+		{"../..", "job"},
+		{".git", "git"},
+		{"bauen über", "bauen-über"},
+		{"a", "a"},
+		{"a.reports", "a.reports-2"},
+		{"...", "job-2"},
 	} {
 		require.Equal(t, tc[1], folderName(tc[0], used), tc[0])
 	}
