@@ -28,9 +28,8 @@ func containerName(objects, kind string) string { return objects + "-" + kind }
 func (p *preparation) startHelper(ctx context.Context, h *handshake) error {
 	parts := p.aide
 	parts.Config.Entrypoint = []string{helperBinary}
-	parts.Config.Cmd = []string{"hold", "--socket", socketPath, "--token-file", tokenPath}
-	if len(p.mounted.open) > 0 {
-		parts.Config.Cmd = append(parts.Config.Cmd, "--open", strings.Join(p.mounted.open, ":"))
+	parts.Config.Cmd = []string{
+		"hold", "--open", strings.Join(append([]string{socketDir}, p.mounted.open...), ":"), "--socket", socketPath, "--token-file", tokenPath,
 	}
 	parts.Config.User = "0:0"
 	if p.mounted.shared {

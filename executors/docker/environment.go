@@ -42,23 +42,20 @@ func newEnvironment(e *Executor, self *identity, name string) *environment {
 
 func (v *environment) setHelper(id string) {
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.helper = id
-	v.mu.Unlock()
-	v.executor.watcher.follow(id, v)
 }
 
 func (v *environment) setBuild(id string) {
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.build = id
-	v.mu.Unlock()
-	v.executor.watcher.follow(id, v)
 }
 
 func (v *environment) setService(id string, s *service) {
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.services[id] = s
-	v.mu.Unlock()
-	v.executor.watcher.follow(id, v)
 }
 
 func (v *environment) helperID() string {

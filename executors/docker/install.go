@@ -23,8 +23,7 @@ func binaryVolume(image string) string {
 	return "switchyard-job-" + digest[:min(len(digest), 16)]
 }
 
-// install makes sure that the program of the helper image is in its volume, once per engine and image: whoever comes
-// meanwhile waits. What the volume has from an earlier agent is written again, because nothing tells whether that was
+// install makes sure that the program of the helper image is in its volume: whoever comes meanwhile waits. What the volume has from an earlier agent is written again, because nothing tells whether that was
 // complete.
 func (e *Executor) install(ctx context.Context, image string) (volume string, err error) {
 	name := binaryVolume(image)
@@ -42,20 +41,17 @@ func (e *Executor) install(ctx context.Context, image string) (volume string, er
 	}
 	defer func() { <-i.turn }()
 	if i.done {
-		return name, nil
+		// Somebody may have removed the volume, as no container uses it between two jobs.
+		_, err := e.client.VolumeInspect(ctx, name, client.VolumeInspectOptions{})
+		if err == nil || !gone(err) {
+			return name, err
+		}
 	}
 	if err := e.runInstall(ctx, image, name); err != nil {
 		return "", fmt.Errorf("put switchyard-job into the volume %s: %w", name, err)
 	}
 	i.done = true
 	return name, nil
-}
-
-// forgetInstallation has the next job install again: somebody may have removed the volume.
-func (e *Executor) forgetInstallation(volume string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.installed, volume)
 }
 
 func (e *Executor) runInstall(ctx context.Context, image, volume string) error {

@@ -121,14 +121,12 @@ func (v *volumes) forHelper() []mount.Mount {
 	return mounts
 }
 
-// socketMount is the folder with the server's socket: in memory, and for every user from its beginning.
+// socketMount is the folder with the server's socket. The helper opens it to everyone before it writes the token that the
+// server waits for. It is on the disk: a volume in memory is one that some engines do not let go after a restart.
 func (p *preparation) socketMount() mount.Mount {
 	return mount.Mount{
 		Type: mount.TypeVolume, Source: socketVolume(p.objects()), Target: socketDir,
-		VolumeOptions: &mount.VolumeOptions{
-			NoCopy: true, Labels: with(p.labels, kindSocket),
-			DriverConfig: &mount.Driver{Name: "local", Options: map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "mode=1777,size=1m"}},
-		},
+		VolumeOptions: &mount.VolumeOptions{NoCopy: true, Labels: with(p.labels, kindSocket)},
 	}
 }
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -25,19 +27,18 @@ type watcher struct {
 	client *client.Client
 	log    *slog.Logger
 
-	mu         sync.Mutex
-	members    map[*environment]struct{}
-	containers map[string]*environment
-	execs      map[string]chan int // by the exec's id; buffered
-	stop       context.CancelFunc
-	ended      chan struct{}
-	live       chan struct{} // closed while the stream is open
-	closed     bool
+	mu      sync.Mutex
+	members map[*environment]struct{}
+	execs   map[string]chan int // by the exec's id; buffered
+	stop    context.CancelFunc
+	ended   chan struct{}
+	live    chan struct{} // closed while the stream is open
+	closed  bool
 }
 
 func newWatcher(c *client.Client, log *slog.Logger) *watcher {
 	return &watcher{
-		client: c, log: log, members: make(map[*environment]struct{}), containers: make(map[string]*environment),
+		client: c, log: log, members: make(map[*environment]struct{}),
 		execs: make(map[string]chan int), live: make(chan struct{}),
 	}
 }
@@ -71,11 +72,6 @@ func (w *watcher) join(ctx context.Context, v *environment) {
 func (w *watcher) leave(v *environment) {
 	w.mu.Lock()
 	delete(w.members, v)
-	for id, of := range w.containers {
-		if of == v {
-			delete(w.containers, id)
-		}
-	}
 	ended := w.stopIfIdle()
 	w.mu.Unlock()
 	if ended != nil {
@@ -98,20 +94,10 @@ func (w *watcher) close() {
 	w.mu.Lock()
 	w.closed = true
 	clear(w.members)
-	clear(w.containers)
 	ended := w.stopIfIdle()
 	w.mu.Unlock()
 	if ended != nil {
 		<-ended
-	}
-}
-
-// follow adds a container of an environment that has joined.
-func (w *watcher) follow(id string, v *environment) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if _, ok := w.members[v]; ok {
-		w.containers[id] = v
 	}
 }
 
@@ -171,10 +157,7 @@ func (w *watcher) stream(ctx context.Context, run chan struct{}, first bool) err
 	}
 	w.mu.Lock()
 	live := w.live
-	members := make([]*environment, 0, len(w.members))
-	for v := range w.members {
-		members = append(members, v)
-	}
+	members := slices.Collect(maps.Keys(w.members))
 	current := w.ended == run
 	w.mu.Unlock()
 	if !current {
@@ -240,17 +223,18 @@ func (w *watcher) happened(ctx context.Context, m events.Message) {
 		}
 		return
 	}
-	w.mu.Lock()
-	v := w.containers[m.Actor.ID]
-	w.mu.Unlock()
-	if v == nil {
-		return
-	}
 	code := -1
 	if n, err := strconv.Atoi(m.Actor.Attributes["exitCode"]); err == nil {
 		code = n
 	}
-	v.happened(ctx, m.Actor.ID, m.Action == events.ActionDestroy, code)
+	w.mu.Lock()
+	members := slices.Collect(maps.Keys(w.members))
+	w.mu.Unlock()
+	for _, v := range members {
+		if slices.Contains(v.containers(), m.Actor.ID) {
+			v.happened(ctx, m.Actor.ID, m.Action == events.ActionDestroy, code)
+		}
+	}
 }
 
 // gone says whether an error means that what was asked for does not exist.
