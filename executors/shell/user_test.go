@@ -21,7 +21,7 @@ const runAs = "daemon"
 // openFolder is a folder that every user may pass through; those of testing.T are closed to others.
 func openFolder(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "switchyard-run-as-")
+	dir, err := os.MkdirTemp("", "switchyard-run-as-") //nolint:usetesting // another user must get to it
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	require.NoError(t, os.Chmod(dir, 0o711))

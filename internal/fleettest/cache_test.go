@@ -35,7 +35,7 @@ func TestACacheGoesFromAgentToAgent(t *testing.T) {
   script: [%s]
 `
 	first := wait(t, f.GitLab(), pipeline(t, f.GitLab(), p, "warm:"+strings.ReplaceAll(job, "%s", `"mkdir deps; echo warm >deps/x"`)))
-	require.Equal(t, "success", string(first.Status), "%s", trace(t, f.GitLab(), first.Jobs[0]))
+	require.Equal(t, "success", first.Status, "%s", trace(t, f.GitLab(), first.Jobs[0]))
 	require.Contains(t, string(trace(t, f.GitLab(), first.Jobs[0])), "Created cache")
 
 	// With one slot each, both agents are at work: one of them has never seen the cache.
@@ -47,7 +47,7 @@ func TestACacheGoesFromAgentToAgent(t *testing.T) {
 	second := wait(t, f.GitLab(), pipeline(t, f.GitLab(), p, with("one", "two")+with("two", "one")))
 	for _, j := range second.Jobs {
 		text := string(trace(t, f.GitLab(), j))
-		require.Equal(t, "success", string(j.Status), text)
+		require.Equal(t, "success", j.Status, text)
 		require.Contains(t, text, "Successfully extracted cache")
 		require.Contains(t, text, "warm\n")
 		require.NotContains(t, text, secret)
