@@ -2,6 +2,7 @@ package docker_test
 
 import (
 	"bytes"
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -34,17 +35,17 @@ func aSpec(t testing.TB, name, image string) executors.Spec {
 func left(t testing.TB, api *client.Client, name string) (all []string) {
 	t.Helper()
 	f := func() client.Filters { return make(client.Filters).Add("label", "ci.switchyard.name="+name) }
-	containers, err := api.ContainerList(t.Context(), client.ContainerListOptions{All: true, Filters: f()})
+	containers, err := api.ContainerList(context.Background(), client.ContainerListOptions{All: true, Filters: f()})
 	require.NoError(t, err)
 	for _, c := range containers.Items {
 		all = append(all, strings.Join(c.Names, " "))
 	}
-	networks, err := api.NetworkList(t.Context(), client.NetworkListOptions{Filters: f()})
+	networks, err := api.NetworkList(context.Background(), client.NetworkListOptions{Filters: f()})
 	require.NoError(t, err)
 	for _, n := range networks.Items {
 		all = append(all, "network "+n.Name)
 	}
-	volumes, err := api.VolumeList(t.Context(), client.VolumeListOptions{Filters: f()})
+	volumes, err := api.VolumeList(context.Background(), client.VolumeListOptions{Filters: f()})
 	require.NoError(t, err)
 	for _, v := range volumes.Items {
 		all = append(all, "volume "+v.Name)

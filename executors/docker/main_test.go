@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -170,23 +168,4 @@ func processes(t testing.TB, text string) int {
 		}
 	}
 	return n
-}
-
-// logs returns what a container has written.
-func logs(t testing.TB, api *client.Client, id string) string {
-	t.Helper()
-	r, err := api.ContainerLogs(t.Context(), id, client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true})
-	require.NoError(t, err)
-	defer r.Close()
-	var b bytes.Buffer
-	_, err = stdcopy.StdCopy(&b, &b, r)
-	require.NoError(t, err)
-	return b.String()
-}
-
-func lookPath(t testing.TB, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	require.NoError(t, err)
-	return path
 }

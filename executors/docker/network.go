@@ -37,6 +37,11 @@ func (p *preparation) createNetwork(ctx context.Context) error {
 	if mtu := p.executor.settings.NetworkMTU; mtu > 0 {
 		o.Options = map[string]string{mtuOption: strconv.Itoa(mtu)}
 	}
+	ctx, cancel, err := steady(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	if _, err := p.executor.client.NetworkCreate(ctx, name, o); err != nil {
 		return fmt.Errorf("create the job's network: %w", err)
 	}

@@ -238,6 +238,16 @@ func together(ctx context.Context, functions ...func(context.Context) error) err
 	return g.Wait()
 }
 
+// steady is for a request that makes something, which begins only if ctx has not ended and is then waited for: an engine
+// goes on with one that its client has given up, and what it makes then nobody would remove.
+func steady(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpPatience)
+	return ctx, cancel, nil
+}
+
 // create makes a container of parts that are complete but for what is the same for all.
 func (p *preparation) create(ctx context.Context, kind, name, image string, parts config.Parts, more func(*client.ContainerCreateOptions)) (string, error) {
 	labels := with(p.labels, kind)
@@ -263,6 +273,11 @@ func (p *preparation) create(ctx context.Context, kind, name, image string, part
 	if alter := p.executor.options.alter; alter != nil {
 		alter(kind, &o)
 	}
+	ctx, cancel, err := steady(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer cancel()
 	made, err := p.executor.client.ContainerCreate(ctx, o)
 	if err != nil {
 		return "", fmt.Errorf("create the %s container: %w", kind, err)
