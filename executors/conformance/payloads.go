@@ -27,6 +27,9 @@ import (
 //go:embed testdata/payloads
 var payloadFiles embed.FS
 
+// payloadCases is their name among the cases.
+const payloadCases = "Payloads"
+
 const payloadFolder = "testdata/payloads"
 
 // payloads runs each payload. A file may say for which executors it is.

@@ -29,7 +29,7 @@ func hostAddress(t testing.TB) string {
 }
 
 // harness has the suite run in containers of an image, with settings and changes of containers.
-func harness(image string, c config.Config, change ...func(*docker.Options)) func(*testing.T) conformance.Harness {
+func harness(image string, c config.Config, brief bool, change ...func(*docker.Options)) func(*testing.T) conformance.Harness {
 	return func(t *testing.T) conformance.Harness {
 		data := t.TempDir()
 		var all []*docker.Executor
@@ -47,21 +47,21 @@ func harness(image string, c config.Config, change ...func(*docker.Options)) fun
 		}
 		return conformance.Harness{
 			Executor: made(t), Again: made, Jobs: t.TempDir(), JobBinary: filepath.Join(fixture.programs, "switchyard-job"),
-			Processes: func(t *testing.T, text string) int { return processes(t, text) }, Host: hostAddress(t),
+			Processes: func(t *testing.T, text string) int { return processes(t, text) }, Host: hostAddress(t), Brief: brief,
 		}
 	}
 }
 
 func TestConformance(t *testing.T) {
-	conformance.Run(t, harness(image(t, "bash"), config.Config{}))
+	conformance.Run(t, harness(image(t, "bash"), config.Config{}, false))
 }
 
 func TestConformanceOfANonRootImage(t *testing.T) {
-	conformance.Run(t, harness(image(t, "bash", "USER user"), config.Config{}))
+	conformance.Run(t, harness(image(t, "bash", "USER user"), config.Config{}, true))
 }
 
 func TestConformanceWithoutCapabilities(t *testing.T) {
-	conformance.Run(t, harness(image(t, "bash"), config.Config{CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"}}))
+	conformance.Run(t, harness(image(t, "bash"), config.Config{CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"}}, true))
 }
 
 func TestConformanceOfAReadOnlyRoot(t *testing.T) {
@@ -72,5 +72,5 @@ func TestConformanceOfAReadOnlyRoot(t *testing.T) {
 			}
 		})
 	}
-	conformance.Run(t, harness(image(t, "bash"), config.Config{}, readOnly))
+	conformance.Run(t, harness(image(t, "bash"), config.Config{}, true, readOnly))
 }
