@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"sync"
 )
 
@@ -193,6 +192,3 @@ func oneAtATime(warn func(string)) func(string) {
 		warn(line)
 	}
 }
-
-// workers is how many goroutines compress or unpack: enough for the processors, but each has buffers of its own.
-func workers() int { return min(runtime.GOMAXPROCS(0), 8) }

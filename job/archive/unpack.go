@@ -34,13 +34,6 @@ type place struct {
 	base string
 }
 
-// task is a file to be written by a worker.
-type task struct {
-	in   *folder // let go of afterwards
-	run  func(*scratch) error
-	done func() // called afterwards even if it was not run; nil if there is nothing to do
-}
-
 // unpacker unpacks once. One goroutine, which reads the archive, calls its methods, unless they say otherwise.
 type unpacker struct {
 	limits  Limits
@@ -58,8 +51,10 @@ type unpacker struct {
 	buffers buffers
 	budget  *semaphore.Weighted
 	scratch *scratch
-	tasks   chan task
-	pending sync.WaitGroup
+	tasks   chan []task
+	batch   []task // not given to a worker yet
+	batched int64
+	pending sync.WaitGroup // tasks that are not done
 	files   atomic.Int64
 	bytes   atomic.Int64
 }
@@ -68,66 +63,13 @@ func newUnpacker(root *os.Root, limits Limits, warn func(string)) *unpacker {
 	u := &unpacker{
 		limits: limits, warn: warn, names: newNames(), late: map[string]item{},
 		root: os.Geteuid() == 0, uid: os.Geteuid(), gid: os.Getegid(),
-		budget: semaphore.NewWeighted(bufferBudget), scratch: &scratch{}, tasks: make(chan task, ahead),
+		budget: semaphore.NewWeighted(bufferBudget), scratch: &scratch{}, tasks: make(chan []task, batchesAhead),
 	}
 	u.tree = tree{root: newFolder(root), warn: warn, widened: u.widened}
 	return u
 }
 
 func (u *unpacker) packed() Packed { return Packed{Files: int(u.files.Load()), Bytes: u.bytes.Load()} }
-
-// run reads an archive with read, which gives tasks to the workers, and returns when all is done.
-func (u *unpacker) run(ctx context.Context, read func(ctx context.Context) error) error {
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	var group sync.WaitGroup
-	for range workers() {
-		group.Go(func() {
-			s := &scratch{}
-			defer s.close()
-			for t := range u.tasks {
-				if ctx.Err() == nil {
-					if err := t.run(s); err != nil {
-						stop(err)
-					}
-				}
-				u.finished(t)
-			}
-		})
-	}
-	err := read(ctx)
-	close(u.tasks)
-	group.Wait()
-	u.scratch.close()
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	if lateErr := u.finishFolders(); err == nil {
-		err = lateErr
-	}
-	u.tree.close()
-	return err
-}
-
-func (u *unpacker) finished(t task) {
-	t.in.release()
-	if t.done != nil {
-		t.done()
-	}
-	u.pending.Done()
-}
-
-// later has a worker do t.
-func (u *unpacker) later(ctx context.Context, t task) error {
-	u.pending.Add(1)
-	select {
-	case u.tasks <- t:
-		return nil
-	case <-ctx.Done():
-		u.finished(t)
-		return context.Cause(ctx)
-	}
-}
 
 // borrow returns a buffer of n bytes from the budget.
 func (u *unpacker) borrow(ctx context.Context, n int) (b []byte, cost int64, err error) {
@@ -221,7 +163,7 @@ func setLinkTime(in *folder, base string, modified time.Time) error {
 }
 
 // hardLink makes one more name of a file that the archive had before.
-func (u *unpacker) hardLink(e item, target string) error {
+func (u *unpacker) hardLink(ctx context.Context, e item, target string) error {
 	to, err := safeName(target)
 	if err != nil {
 		return err
@@ -231,6 +173,9 @@ func (u *unpacker) hardLink(e item, target string) error {
 	}
 	in, base, err := u.enter(&e, fileKind)
 	if err != nil {
+		return err
+	}
+	if err := u.flush(ctx); err != nil {
 		return err
 	}
 	u.pending.Wait() // until the file is there

@@ -73,7 +73,7 @@ func (u *unpacker) tarEntry(ctx context.Context, t *tar.Reader, h *tar.Header) e
 	case tar.TypeSymlink:
 		return u.link(e, h.Linkname)
 	case tar.TypeLink:
-		return u.hardLink(e, h.Linkname)
+		return u.hardLink(ctx, e, h.Linkname)
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont, '\x00':
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		return refused(h.Name, "is a device or a pipe")
@@ -101,7 +101,7 @@ func (u *unpacker) tarEntry(ctx context.Context, t *tar.Reader, h *tar.Header) e
 		u.giveBack(content, cost)
 		return named(h.Name, corrupt(err))
 	}
-	return u.later(ctx, task{in: to.in, done: func() { u.giveBack(content, cost) }, run: func(*scratch) error {
+	return u.later(ctx, task{in: to.in, size: h.Size, done: func() { u.giveBack(content, cost) }, run: func(*scratch) error {
 		return u.writeWhole(to, content)
 	}})
 }

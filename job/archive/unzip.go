@@ -129,7 +129,7 @@ func (u *unpacker) zipEntry(ctx context.Context, r *origin, f *zip.File, at span
 	if err != nil {
 		return err
 	}
-	return u.later(ctx, task{in: to.in, run: func(s *scratch) error {
+	return u.later(ctx, task{in: to.in, size: int64(f.UncompressedSize64), run: func(s *scratch) error {
 		if f.UncompressedSize64 > blockSize || f.CompressedSize64 > 2*blockSize {
 			return u.write(to, func(file *os.File) (int64, error) { return streamEntry(ctx, r, f, at, s, file) })
 		}
