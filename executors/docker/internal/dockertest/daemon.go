@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,8 +21,8 @@ import (
 // startPatience is how long an engine may take to answer or to end.
 const startPatience = time.Minute
 
-// Daemon is an engine of a test's own, with all its files in a folder of its own. It makes no network of its own and touches
-// no firewall.
+// Daemon is an engine of a test's own, with all its files in a folder of its own. It touches no firewall. Its default
+// network is a bridge of its own too: an engine that is told to have none removes the one of the machine's engine.
 type Daemon struct {
 	t    *testing.T
 	dir  string
@@ -42,11 +43,12 @@ func NewDaemon(t *testing.T, args ...string) *Daemon {
 		t.Skip("an engine of its own needs root")
 	}
 	// The paths of its sockets are limited in length.
-	dir, err := os.MkdirTemp("", "sy-dockerd-")
+	dir, err := os.MkdirTemp("", "sy-dockerd-") //nolint:usetesting // t.TempDir's paths are too long
 	require.NoError(t, err)
+	bridge := makeBridge(t)
 	d := &Daemon{t: t, dir: dir, args: append([]string{
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
-		"-H", "unix://" + socket(dir), "--bridge", "none", "--iptables=false", "--ip-masq=false",
+		"-H", "unix://" + socket(dir), "--bridge", bridge, "--iptables=false", "--ip-masq=false",
 		"--default-address-pool", "base=10.213.0.0/16,size=24", "--config-file", filepath.Join(dir, "daemon.json"),
 		// Where the machine has a containerd it is used.
 		"--containerd-namespace", filepath.Base(dir), "--containerd-plugins-namespace", filepath.Base(dir) + "-plugins",
@@ -57,6 +59,23 @@ func NewDaemon(t *testing.T, args ...string) *Daemon {
 	t.Cleanup(d.remove)
 	d.Start()
 	return d
+}
+
+// makeBridge makes a bridge that is removed with the test.
+func makeBridge(t *testing.T) string {
+	t.Helper()
+	n := rand.IntN(1 << 16)
+	name := fmt.Sprintf("sy-br-%04x", n)
+	ip := func(args ...string) {
+		t.Helper()
+		out, err := exec.Command("ip", args...).CombinedOutput()
+		require.NoError(t, err, "ip %v: %s", args, out)
+	}
+	ip("link", "add", "name", name, "type", "bridge")
+	t.Cleanup(func() { ip("link", "del", name) })
+	ip("address", "add", fmt.Sprintf("10.214.%d.%d/28", n>>8, n&0xf0|1), "dev", name)
+	ip("link", "set", name, "up")
+	return name
 }
 
 func socket(dir string) string { return filepath.Join(dir, "docker.sock") }
