@@ -22,7 +22,8 @@ import (
 const startPatience = time.Minute
 
 // Daemon is an engine of a test's own, with all its files in a folder of its own. It touches no firewall. Its default
-// network is a bridge of its own too: an engine that is told to have none removes the one of the machine's engine.
+// network is a bridge of its own too: an engine that is told to have none, or that is restarted
+// with address pools of its own, removes the one of the machine's engine.
 type Daemon struct {
 	t    *testing.T
 	dir  string
@@ -49,7 +50,7 @@ func NewDaemon(t *testing.T, args ...string) *Daemon {
 	d := &Daemon{t: t, dir: dir, args: append([]string{
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
 		"-H", "unix://" + socket(dir), "--bridge", bridge, "--iptables=false", "--ip-masq=false",
-		"--default-address-pool", "base=10.213.0.0/16,size=24", "--config-file", filepath.Join(dir, "daemon.json"),
+		"--config-file", filepath.Join(dir, "daemon.json"),
 		// Where the machine has a containerd it is used.
 		"--containerd-namespace", filepath.Base(dir), "--containerd-plugins-namespace", filepath.Base(dir) + "-plugins",
 	}, args...)}
