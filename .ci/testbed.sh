@@ -27,6 +27,17 @@ missing() {
 	done
 }
 
+# Removes a file with a process's number if that process has ended: the engine takes whatever bears the number, and even a
+# zombie, for a living one and does not start.
+forget_dead() {
+	local pid name state
+	[[ -f $1 ]] && read -r pid <"$1" || [[ -n ${pid:-} ]] || return 0
+	if [[ -f /proc/$pid/stat ]] && read -r _ name state _ <"/proc/$pid/stat" && [[ $name == "($2)" && $state != Z ]]; then
+		return 0
+	fi
+	rm -f "$1"
+}
+
 # Starts an engine at the default socket and waits until it answers. It outlives this script.
 start_engine() {
 	if [[ -d /run/systemd/system ]]; then
@@ -34,6 +45,8 @@ start_engine() {
 		systemctl start docker || true
 	else
 		mkdir -p build
+		forget_dead /var/run/docker.pid dockerd
+		forget_dead /var/run/docker/containerd/containerd.pid containerd
 		echo "testbed: starting dockerd in a session of its own; it logs to $engine_log"
 		setsid --fork dockerd </dev/null >"$engine_log" 2>&1
 	fi

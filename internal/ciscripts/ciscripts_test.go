@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,40 +111,53 @@ func TestRunRequiresComponents(t *testing.T) {
 	m := newMachine(t, "run", "dirname", "mkdir", "rm", "cat")
 	m.fake("make", `echo "required: $SWITCHYARD_REQUIRE"`)
 	_, out := m.run()
-	require.Contains(t, out, "required: git,bash\n")
+	require.Contains(t, out, "required: git,bash,docker,busybox,git-lfs,zip,unzip,zstd\n")
 	_, out = m.run("SWITCHYARD_REQUIRE=git")
 	require.Contains(t, out, "required: git\n")
 }
 
+const allThere = "testbed: git git-lfs bash docker busybox zip unzip zstd gcc: all there\n"
+
+// newTestbed is a machine on which all components but some are there: `go` answers for the engine, once there is a file
+// of its name on the PATH.
+func newTestbed(t *testing.T, without ...string) *machine {
+	t.Helper()
+	m := newMachine(t, "testbed.sh", "dirname", "mkdir", "cp", "tail")
+	m.fake("go", `[[ -e $(dirname "$0")/engine ]]`)
+	for _, command := range []string{"git", "git-lfs", "engine", "busybox", "zip", "unzip", "zstd", "gcc"} {
+		if !slices.Contains(without, command) {
+			m.fake(command, "")
+		}
+	}
+	return m
+}
+
 func TestTestbedWithAllThere(t *testing.T) {
-	m := newMachine(t, "testbed.sh")
-	m.fake("git", "")
-	m.fake("gcc", "")
-	code, out := m.run("SWITCHYARD_REQUIRE=git,bash")
+	code, out := newTestbed(t).run("SWITCHYARD_REQUIRE=git,bash,docker")
 	require.Zero(t, code, out)
-	require.Equal(t, "testbed: git bash gcc: all there\n", out)
+	require.Equal(t, allThere, out)
 }
 
 func TestTestbedNamesWhatIsMissing(t *testing.T) {
-	m := newMachine(t, "testbed.sh")
-	m.fake("gcc", "")
+	m := newTestbed(t, "git", "engine")
 	code, out := m.run()
 	require.Zero(t, code, out)
-	require.Equal(t, "testbed: git is missing: its tests skip\n", out)
+	const missing = "testbed: git is missing: its tests skip\ntestbed: docker is missing: its tests skip\n"
+	require.Equal(t, missing, out)
 
 	code, out = m.run("SWITCHYARD_REQUIRE=bash,git")
 	require.Equal(t, 1, code)
-	require.Equal(t, "testbed: git is missing, and SWITCHYARD_REQUIRE lists it\n", out)
+	require.Equal(t, "testbed: git is missing, and SWITCHYARD_REQUIRE lists it\ntestbed: docker is missing: its tests skip\n", out)
 
 	// Debian, but nobody who may install.
 	m.fake("apt-get", "echo never >&2")
 	m.fake("id", "echo 1000")
 	_, out = m.run()
-	require.Equal(t, "testbed: git is missing: its tests skip\n", out)
+	require.Equal(t, missing, out)
 }
 
 func TestTestbedInstallsOnDebianAsRoot(t *testing.T) {
-	m := newMachine(t, "testbed.sh", "cp")
+	m := newTestbed(t, "git", "gcc")
 	m.fake("id", "echo 0")
 	m.fake("apt-get", `echo "apt-get $*"
 [[ $2 != install ]] || { cp "$BIN/id" "$BIN/git"; cp "$BIN/id" "$BIN/gcc"; }
@@ -153,14 +167,37 @@ func TestTestbedInstallsOnDebianAsRoot(t *testing.T) {
 	require.Equal(t, `testbed: installing git gcc libc6-dev
 apt-get -q update
 apt-get -q install -y --no-install-recommends git gcc libc6-dev
-testbed: git bash gcc: all there
-`, out)
+`+allThere, out)
+}
+
+func TestTestbedStartsAnEngine(t *testing.T) {
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		t.Skip("systemd starts engines here")
+	}
+	m := newTestbed(t, "engine")
+	m.fake("id", "echo 0")
+	m.fake("apt-get", "echo never")
+	m.fake("dockerd", "")
+	m.fake("rm", "") // of numbers of engines that have ended, on the machine of the tests
+	m.fake("setsid", `[[ $* == "--fork dockerd" ]] && cp "$BIN/id" "$BIN/engine"`)
+	code, out := m.run("BIN=" + m.path)
+	require.Zero(t, code, out)
+	require.Equal(t, "testbed: starting dockerd in a session of its own; it logs to build/dockerd.log\n"+allThere, out)
+
+	m = newTestbed(t, "engine")
+	m.fake("id", "echo 0")
+	m.fake("apt-get", "echo never")
+	m.fake("dockerd", "")
+	m.fake("rm", "")
+	m.fake("setsid", "echo 'no room'")
+	code, out = m.run("SWITCHYARD_REQUIRE=docker")
+	require.Equal(t, 1, code)
+	require.Contains(t, out, "no room\ntestbed: docker is missing, and SWITCHYARD_REQUIRE lists it\n")
 }
 
 func TestTestbedWhereInstallingFails(t *testing.T) {
-	m := newMachine(t, "testbed.sh")
+	m := newTestbed(t, "git")
 	m.fake("id", "echo 0")
-	m.fake("gcc", "")
 	m.fake("apt-get", "echo 'no network' >&2; exit 100")
 	code, out := m.run("SWITCHYARD_REQUIRE=git")
 	require.Equal(t, 1, code)
