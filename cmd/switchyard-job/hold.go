@@ -18,12 +18,8 @@ import (
 	jobserve "github.com/switchyard-ci/switchyard/job/serve"
 )
 
-const (
-	// binaryName is the file that install makes.
-	binaryName = "switchyard-job"
-	// holdPatience is how long hold waits for the container of the user's script.
-	holdPatience = 5 * time.Minute
-)
+// binaryName is the file that install makes.
+const binaryName = "switchyard-job"
 
 // hold keeps a container alive for what is started in it from outside, and makes its volumes ready for a job.
 func hold(args []string) int {
@@ -41,10 +37,9 @@ func hold(args []string) int {
 	if err := openFolders(named["open"]); err != nil {
 		return failed(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), holdPatience)
-	defer cancel()
 	met := make(chan error, 1)
-	go func() { met <- meet(ctx, named["socket"], named["token-file"]) }()
+	// Without an end: the container of the script may start late, and whoever wants it no more removes this one.
+	go func() { met <- meet(context.Background(), named["socket"], named["token-file"]) }()
 	for {
 		select {
 		case err := <-met:

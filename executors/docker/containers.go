@@ -104,7 +104,9 @@ func (e *startError) Unwrap() error { return e.err }
 // setHostname gives a container the name of the slot, as gitlab-runner does, where a container may have one.
 func (p *preparation) setHostname(parts *config.Parts) {
 	if parts.Config.Hostname == "" {
-		parts.Config.Hostname = slotName(p.spec)
+		const longest = 63
+		name := slotName(p.spec)
+		parts.Config.Hostname = name[:min(len(name), longest)]
 	}
 	if p.env.networkMode.IsContainer() || parts.Host.NetworkMode.IsContainer() {
 		parts.Config.Hostname = ""

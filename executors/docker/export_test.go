@@ -30,5 +30,8 @@ func (e *Executor) RemoveShared(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// BinaryVolume is the name of the volume with the program of a helper image.
+func BinaryVolume(image string) string { return binaryVolume(image) }
+
 // Client is the executor's.
 func (e *Executor) Client() *client.Client { return e.client }

@@ -54,6 +54,10 @@ func cleanUp() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	if r, err := fixture.api.ImageInspect(ctx, fixture.images["helper"]); err == nil {
+		// Unless it is another process's, too.
+		_, _ = fixture.api.VolumeRemove(ctx, docker.BinaryVolume(r.ID), client.VolumeRemoveOptions{})
+	}
 	for _, name := range fixture.images {
 		if _, err := fixture.api.ImageRemove(ctx, name, client.ImageRemoveOptions{Force: true}); err != nil {
 			fmt.Fprintln(os.Stderr, "an image of the tests stays:", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"time"
 
 	"github.com/moby/moby/api/types/network"
@@ -21,6 +22,9 @@ import (
 const (
 	// cleanUpPatience is how long a preparation that failed may take to remove what it has made.
 	cleanUpPatience = time.Minute
+	// attempts and retryPause are for an engine that cannot be reached.
+	attempts   = 3
+	retryPause = 2 * time.Second
 	// atOnce is how many images are pulled at the same time for one job.
 	atOnce = 4
 )
@@ -48,7 +52,8 @@ type preparation struct {
 	env         *environment
 }
 
-// Prepare makes the containers of a job and waits until its scripts can be run.
+// Prepare makes the containers of a job and waits until its scripts can be run. An engine that cannot be reached is tried
+// again, as often and after the time that gitlab-runner has.
 func (e *Executor) Prepare(ctx context.Context, spec executors.Spec, trace io.Writer) (executors.Environment, error) {
 	self, err := e.identity()
 	if err != nil {
@@ -57,13 +62,44 @@ func (e *Executor) Prepare(ctx context.Context, spec executors.Spec, trace io.Wr
 	if spec.Job == nil {
 		return nil, errors.New("prepare: there is no payload")
 	}
-	p := &preparation{executor: e, self: self, spec: spec}
-	if err := p.readVariables(); err != nil {
-		return nil, err
+	for attempt := 1; ; attempt++ {
+		p := &preparation{executor: e, self: self, spec: spec}
+		if err := p.readVariables(); err != nil {
+			return nil, err
+		}
+		p.out = &output{w: trace, masker: p.masker()}
+		p.puller = p.newPuller()
+		if attempt > 1 { // what the attempt before could not remove would be in the way
+			err = e.remove(ctx, self, spec.Name)
+		}
+		var env executors.Environment
+		if err == nil {
+			env, err = p.make(ctx)
+		}
+		if err == nil {
+			return env, nil
+		}
+		err = p.classify(err)
+		if attempt == attempts || !errors.Is(err, errNoEngine) || ctx.Err() != nil {
+			return nil, err
+		}
+		pause := retryPause + rand.N(retryPause) // #nosec G404 -- no secret depends on it
+		p.out.say(fmt.Sprintf("ERROR: Preparation failed: %v", err))
+		p.out.say(fmt.Sprintf("Will be retried in %v ...", pause.Round(time.Second)))
+		p.out.flush()
+		wait := time.NewTimer(pause)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return nil, context.Cause(ctx)
+		}
 	}
-	p.out = &output{w: trace, masker: p.masker()}
-	p.puller = p.newPuller()
-	err = p.run(ctx)
+}
+
+// make is one attempt.
+func (p *preparation) make(ctx context.Context) (executors.Environment, error) {
+	err := p.run(ctx)
 	p.out.flush()
 	if err == nil {
 		err = p.out.err()
@@ -71,21 +107,20 @@ func (e *Executor) Prepare(ctx context.Context, spec executors.Spec, trace io.Wr
 	if err == nil {
 		return p.env, nil
 	}
-	if p.env == nil { // nothing was made
-		return nil, err
+	if p.env != nil { // something was made
+		p.env.quit()
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpPatience)
+		defer cancel()
+		if cleanErr := p.executor.remove(clean, p.self, p.spec.Name); cleanErr != nil {
+			p.executor.log.Error("what was made for a job is not all removed; the next sweep does it", "name", p.spec.Name, "err", cleanErr)
+		}
 	}
-	p.env.quit()
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpPatience)
-	defer cancel()
-	if cleanErr := e.remove(clean, self, spec.Name); cleanErr != nil {
-		e.log.Error("what was made for a job is not all removed; the next sweep does it", "name", spec.Name, "err", cleanErr)
-	}
-	return nil, p.classify(err)
+	return nil, err
 }
 
 // classify keeps errors for the user as they are and names the engine in others.
 func (p *preparation) classify(err error) error {
-	if lost(err) {
+	if lost(err) && !errors.Is(err, errNoEngine) {
 		return p.executor.unreachable(err)
 	}
 	return err
