@@ -32,9 +32,10 @@ import (
 const (
 	// Name is GitLab's name of this executor.
 	Name = "docker"
-	// DefaultBuildsDir and DefaultCacheDir are where builds and caches are in the containers.
+	// DefaultBuildsDir is where builds are in the containers.
 	DefaultBuildsDir = "/builds"
-	DefaultCacheDir  = "/cache"
+	// DefaultCacheDir is where caches are in the containers.
+	DefaultCacheDir = "/cache"
 	// DefaultKillGrace is the time between SIGTERM and SIGKILL.
 	DefaultKillGrace = 10 * time.Second
 

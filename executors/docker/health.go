@@ -71,7 +71,7 @@ func (p *preparation) awaitServices(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, s := range p.services {
 		all.Go(func() {
-			why, said := p.awaitService(ctx, s, limit)
+			said, why := p.awaitService(ctx, s, limit)
 			if why != nil && ctx.Err() == nil {
 				p.lament(ctx, s, why, said)
 			}
@@ -80,8 +80,26 @@ func (p *preparation) awaitServices(ctx context.Context) {
 	all.Wait()
 }
 
-// awaitService returns why the service was not reached, and what the search for it has said.
-func (p *preparation) awaitService(ctx context.Context, s *service, limit time.Duration) (error, string) {
+// whileAlive returns a context that ends when the service's container does.
+func (s *service) whileAlive(ctx context.Context, limit time.Duration) (context.Context, func()) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-s.dead:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		cancel()
+		<-ended
+	}
+}
+
+// awaitService returns what the search for the service has said, and why it was not reached.
+func (p *preparation) awaitService(ctx context.Context, s *service, limit time.Duration) (said string, why error) {
 	ports, err := s.ports(append(p.environment(s.definition.Variables...), s.pulled.env...))
 	name := s.containerName(p.objects())
 	if err == nil && len(ports) == 0 {
@@ -92,42 +110,35 @@ func (p *preparation) awaitService(ctx context.Context, s *service, limit time.D
 	}
 	if err != nil {
 		p.awaitWords(ctx, s)
-		return err, ""
+		return "", err
 	}
-	searching, stop := context.WithTimeout(ctx, limit+firstWords)
+	searching, stop := s.whileAlive(ctx, limit+firstWords)
 	defer stop()
-	go func() { // a service that has ended is not waited for
-		select {
-		case <-s.dead:
-			stop()
-		case <-searching.Done():
-		}
-	}()
 	list := make([]string, len(ports))
 	for i, port := range ports {
 		list[i] = strconv.Itoa(port)
 	}
 	in, hold := io.Pipe() // the search ends with its input
 	defer hold.Close()
-	var said bytes.Buffer
-	out := &limitedWriter{w: &said, left: maxSaid}
+	var words bytes.Buffer
+	out := &limitedWriter{w: &words, left: maxSaid}
 	code, err := p.env.Exec(searching, executors.Command{
 		Argv:  []string{helperBinary, "reach", "--timeout", limit.String(), s.address, strings.Join(list, ",")},
 		Stdin: in, Stdout: ignoring{out}, Stderr: ignoring{out},
 	})
-	text := strings.TrimSpace(said.String())
+	text := strings.TrimSpace(words.String())
 	select {
 	case <-s.dead:
-		return fmt.Errorf("service %q ended with exit code %d", name, s.code), text
+		return text, fmt.Errorf("service %q ended with exit code %d", name, s.code)
 	default:
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("service %q health check: %w", name, err), text
+		return text, fmt.Errorf("service %q health check: %w", name, err)
 	case code != 0:
-		return fmt.Errorf("service %q timeout", name), text
+		return text, fmt.Errorf("service %q timeout", name)
 	}
-	return nil, ""
+	return "", nil
 }
 
 // ignoring is a writer that takes everything.
@@ -140,15 +151,8 @@ func (i ignoring) Write(b []byte) (int, error) {
 
 // awaitWords waits until the service has said something or has ended.
 func (p *preparation) awaitWords(ctx context.Context, s *service) {
-	ctx, cancel := context.WithTimeout(ctx, firstWords)
-	defer cancel()
-	go func() {
-		select {
-		case <-s.dead:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
+	ctx, stop := s.whileAlive(ctx, firstWords)
+	defer stop()
 	r, err := p.executor.client.ContainerLogs(ctx, s.id, client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: true})
 	if err != nil {
 		return

@@ -47,10 +47,11 @@ func TestContainersThatEndUnderTheJob(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spec := aSpec(t, "ends", image(t, "busybox"))
 			env, _ := prepared(t, e, spec)
-			running := make(chan error, 1)
+			running := make(chan struct{})
 			go func() {
-				_, err := env.Exec(context.Background(), executors.Command{Argv: []string{"sleep", "1000"}})
-				running <- err
+				defer close(running)
+				code, err := env.Exec(context.Background(), executors.Command{Argv: []string{"sleep", "1000"}})
+				require.True(t, err != nil || code != 0, "it goes with its container")
 			}()
 			require.NoError(t, env.Err())
 			require.NoError(t, c.happens(spec.Name))

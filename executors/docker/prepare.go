@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -286,9 +287,7 @@ func steady(ctx context.Context) (context.Context, context.CancelFunc, error) {
 // create makes a container of parts that are complete but for what is the same for all.
 func (p *preparation) create(ctx context.Context, kind, name, image string, parts config.Parts, more func(*client.ContainerCreateOptions)) (string, error) {
 	labels := with(p.labels, kind)
-	for key, value := range parts.Config.Labels {
-		labels[key] = value
-	}
+	maps.Copy(labels, parts.Config.Labels)
 	parts.Config.Labels = labels
 	parts.Config.Image = image
 	o := client.ContainerCreateOptions{Name: name, Config: parts.Config, HostConfig: parts.Host}

@@ -43,7 +43,8 @@ func TestServices(t *testing.T) {
 	e := newExecutor(t, &config.Config{Services: []config.Service{own}, AllowedServices: []string{"switchyard-test/image:*"}}, "")
 	spec := aSpec(t, "services", image(t, "busybox"))
 	spec.Job.Variables = []runnerapi.Variable{
-		{Key: "CI_DEBUG_SERVICES", Value: "true", Public: true}, {Key: "NAME", Value: "world", Public: true},
+		{Key: "CI_DEBUG_SERVICES", Value: "true", Public: true},
+		{Key: "NAME", Value: "world", Public: true},
 		{Key: "SECRET", Value: "s3cr3t-value", Masked: true},
 	}
 	spec.Job.Services = []runnerapi.Image{{
@@ -87,12 +88,21 @@ func TestServicesThatAreNotThere(t *testing.T) {
 		service runnerapi.Image
 		says    []string
 	}{
-		{"it ends", runnerapi.Image{Name: greeter(t), Command: []string{"sh", "-c", "echo no such database; exit 3"}},
-			[]string{"ended with exit code 3", "no such database"}},
-		{"it has no ports", runnerapi.Image{Name: image(t, "busybox"), Command: []string{"sh", "-c", "echo busy; sleep 1000"}},
-			[]string{"has no exposed ports", "busy"}},
-		{"it does not listen", runnerapi.Image{Name: image(t, "busybox"), Ports: json.RawMessage(`[{"number":9090,"protocol":"http"}]`), Command: []string{"sh", "-c", "echo deaf; sleep 1000"}},
-			[]string{"timeout", "waiting for TCP connection to", "9090", "deaf"}},
+		{
+			"it ends",
+			runnerapi.Image{Name: greeter(t), Command: []string{"sh", "-c", "echo no such database; exit 3"}},
+			[]string{"ended with exit code 3", "no such database"},
+		},
+		{
+			"it has no ports",
+			runnerapi.Image{Name: image(t, "busybox"), Command: []string{"sh", "-c", "echo busy; sleep 1000"}},
+			[]string{"has no exposed ports", "busy"},
+		},
+		{
+			"it does not listen",
+			runnerapi.Image{Name: image(t, "busybox"), Ports: json.RawMessage(`[{"number":9090,"protocol":"http"}]`), Command: []string{"sh", "-c", "echo deaf; sleep 1000"}},
+			[]string{"timeout", "waiting for TCP connection to", "9090", "deaf"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			spec := aSpec(t, "absent", image(t, "busybox"))
