@@ -259,7 +259,7 @@ func (j *Job) read() (masker *masking.Masker, warnings []string, err error) {
 	if p.RunnerInfo.Timeout <= 0 {
 		j.timeout = defaultTimeout
 	}
-	j.projectDir = projectDir(&j.Spec, p)
+	j.projectDir = j.Spec.ProjectDir(p)
 	j.tempDir = j.projectDir + ".tmp"
 	var flagWarnings []string
 	j.flags, p.Variables, flagWarnings = resolveFlags(p.Variables, j.Spec.Settings.FeatureFlags)

@@ -120,9 +120,9 @@ func TestProjectFolders(t *testing.T) {
 	} {
 		s := folder.Spec{BuildsDir: "/b", ConcurrentProjectID: 2, Runner: folder.Runner{ShortToken: "tok"}}
 		p := runnerapi.Job{JobInfo: runnerapi.JobInfo{ProjectID: 9}, GitInfo: runnerapi.GitInfo{RepoURL: url}}
-		require.Equal(t, want, projectDir(&s, &p), url)
+		require.Equal(t, want, s.ProjectDir(&p), url)
 		s.SharedBuildsDir = true
-		require.Equal(t, "/b/tok/2"+strings.TrimPrefix(want, "/b"), projectDir(&s, &p), url)
+		require.Equal(t, "/b/tok/2"+strings.TrimPrefix(want, "/b"), s.ProjectDir(&p), url)
 	}
 }
 

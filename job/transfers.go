@@ -72,7 +72,7 @@ func (j *Job) cacheStage() *cache.Stage {
 		},
 	}
 	if j.Spec.CacheDir != "" {
-		s.CacheDir = path.Join(j.Spec.CacheDir, projectPath(&j.payload))
+		s.CacheDir = path.Join(j.Spec.CacheDir, folder.ProjectPath(&j.payload))
 	}
 	return s
 }

@@ -65,7 +65,7 @@ func (e *Executor) Prepare(ctx context.Context, spec executors.Spec, trace io.Wr
 	}
 	for attempt := 1; ; attempt++ {
 		p := &preparation{executor: e, self: self, spec: spec}
-		if err := p.readVariables(); err != nil {
+		if err := p.readVariables(false); err != nil {
 			return nil, err
 		}
 		p.out = &output{w: trace, masker: p.masker()}
@@ -173,6 +173,11 @@ func (p *preparation) decide() error {
 	}
 	if p.mounted, err = p.volumes(); err != nil {
 		return err
+	}
+	if p.mounted.shared { // so the project is elsewhere
+		if err := p.readVariables(true); err != nil {
+			return err
+		}
 	}
 	for _, notice := range p.mounted.notices {
 		p.out.say(notice)

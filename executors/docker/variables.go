@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/job/folder"
 	"github.com/switchyard-ci/switchyard/job/masking"
 	"github.com/switchyard-ci/switchyard/job/variables"
 )
@@ -17,8 +18,8 @@ const (
 )
 
 // readVariables makes the job's variables as far as they are known before the job starts. They are for names of images and
-// volumes, for labels, and for the environment of containers.
-func (p *preparation) readVariables() error {
+// volumes, for labels, and for the environment of containers. shared says that jobs share the folder of builds.
+func (p *preparation) readVariables(shared bool) error {
 	j, s := p.spec.Job, p.spec
 	var before []runnerapi.Variable
 	add := func(list []runnerapi.Variable, key, value string) []runnerapi.Variable {
@@ -30,9 +31,11 @@ func (p *preparation) readVariables() error {
 	before = add(before, "CI_RUNNER_SHORT_TOKEN", s.Runner.ShortToken)
 	before = append(before, p.spec.Environment...)
 	before = add(before, "CI_BUILDS_DIR", p.buildsDir())
+	before = add(before, "CI_PROJECT_DIR", p.projectDir(shared))
 	before = add(before, "CI_CONCURRENT_ID", strconv.Itoa(s.ConcurrentID))
 	before = add(before, "CI_CONCURRENT_PROJECT_ID", strconv.Itoa(s.ConcurrentProjectID))
 	before = add(before, "CI_SERVER", "yes")
+	before = add(before, "CI_JOB_STATUS", "running")
 	before = add(before, "CI_JOB_TIMEOUT", strconv.FormatInt(int64(s.Timeout.Seconds()), 10))
 	var own []runnerapi.Variable
 	for _, v := range j.Variables {
@@ -45,6 +48,7 @@ func (p *preparation) readVariables() error {
 	after = add(after, "CI_DISPOSABLE_ENVIRONMENT", "true")
 	after = add(after, "CI_RUNNER_VERSION", s.Runner.Version)
 	after = add(after, "CI_RUNNER_REVISION", s.Runner.Revision)
+	after = add(after, variables.TempDir, p.projectDir(shared)+".tmp")
 	if name := p.networkName(); name != "" {
 		after = add(after, networkVariable, name)
 	}
@@ -55,6 +59,14 @@ func (p *preparation) readVariables() error {
 	p.vars = set
 	p.public = append(append(append([]runnerapi.Variable{}, before...), own...), after...)
 	return nil
+}
+
+// projectDir is where the job's project will be.
+func (p *preparation) projectDir(shared bool) string {
+	s := folder.Spec{
+		BuildsDir: p.buildsDir(), SharedBuildsDir: shared, Runner: p.spec.Runner, ConcurrentProjectID: p.spec.ConcurrentProjectID,
+	}
+	return s.ProjectDir(p.spec.Job)
 }
 
 // expand replaces variables in text that is limited already.

@@ -1,4 +1,4 @@
-package job
+package folder
 
 import (
 	"errors"
@@ -8,20 +8,21 @@ import (
 	"strings"
 
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
-	"github.com/switchyard-ci/switchyard/job/folder"
 )
 
-// projectDir is where the project's files are: gitlab-runner's place for them.
-func projectDir(s *folder.Spec, p *runnerapi.Job) string {
-	dir := projectPath(p)
+// ProjectDir is where the project's files are, in the environment: gitlab-runner's place for them. GIT_CLONE_PATH may move
+// it.
+func (s *Spec) ProjectDir(p *runnerapi.Job) string {
+	dir := ProjectPath(p)
 	if s.SharedBuildsDir {
 		dir = path.Join(s.Runner.ShortToken, fmt.Sprint(s.ConcurrentProjectID), dir)
 	}
 	return path.Join(s.BuildsDir, dir)
 }
 
-// projectPath is the project's path as a folder's.
-func projectPath(p *runnerapi.Job) string {
+// ProjectPath is the project's path at GitLab as a folder's: below it are the project's files and its caches. It never
+// leads out of where it is put.
+func ProjectPath(p *runnerapi.Job) string {
 	dir, err := slug(p.GitInfo.RepoURL)
 	if err != nil {
 		return fmt.Sprintf("project-%d", p.JobInfo.ProjectID)
