@@ -45,8 +45,14 @@ func harness(image string, c config.Config, brief bool, change ...func(*docker.O
 			all = append(all, e)
 			return e
 		}
+		first := made(t)
 		return conformance.Harness{
-			Executor: made(t), Again: made, Jobs: t.TempDir(), JobBinary: filepath.Join(fixture.programs, "switchyard-job"),
+			Leftovers: func(t *testing.T) []string {
+				left, err := first.(*docker.Executor).Leftovers(t.Context())
+				require.NoError(t, err)
+				return left
+			},
+			Executor: first, Again: made, Jobs: t.TempDir(), JobBinary: filepath.Join(fixture.programs, "switchyard-job"),
 			Processes: func(t *testing.T, text string) int { return processes(t, text) }, Host: hostAddress(t), Brief: brief,
 		}
 	}

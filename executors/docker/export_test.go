@@ -30,6 +30,38 @@ func (e *Executor) RemoveShared(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Leftovers lists what the engine has of this agent's jobs: all that is one job's own.
+func (e *Executor) Leftovers(ctx context.Context) ([]string, error) {
+	self, err := e.identity()
+	if err != nil {
+		return nil, err
+	}
+	filters := make(client.Filters).Add("label", labelAgent+"="+self.id(), labelName)
+	containers, err := e.client.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: filters})
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := e.client.VolumeList(ctx, client.VolumeListOptions{Filters: filters})
+	if err != nil {
+		return nil, err
+	}
+	networks, err := e.client.NetworkList(ctx, client.NetworkListOptions{Filters: filters})
+	if err != nil {
+		return nil, err
+	}
+	var left []string
+	for _, c := range containers.Items {
+		left = append(left, "container "+c.Names[0])
+	}
+	for _, v := range volumes.Items {
+		left = append(left, "volume "+v.Name)
+	}
+	for _, n := range networks.Items {
+		left = append(left, "network "+n.Name)
+	}
+	return left, nil
+}
+
 // BinaryVolume is the name of the volume with the program of a helper image.
 func BinaryVolume(image string) string { return binaryVolume(image) }
 
