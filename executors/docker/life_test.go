@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/client"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/switchyard-ci/switchyard/executors"
@@ -51,7 +52,7 @@ func TestContainersThatEndUnderTheJob(t *testing.T) {
 			go func() {
 				defer close(running)
 				code, err := env.Exec(context.Background(), executors.Command{Argv: []string{"sleep", "1000"}})
-				require.True(t, err != nil || code != 0, "it goes with its container")
+				assert.True(t, err != nil || code != 0, "it goes with its container")
 			}()
 			require.NoError(t, env.Err())
 			require.NoError(t, c.happens(spec.Name))
