@@ -30,6 +30,9 @@ type Harness struct {
 	// Leftovers lists what the place still has of jobs whose environments are destroyed: processes, containers, volumes,
 	// networks, folders. What jobs share on purpose (working copies, caches) is not meant. It may be nil.
 	Leftovers func(t *testing.T) []string
+	// Greeter is an image whose containers answer HTTP requests on port 8080, which it exposes, by "hello $GREETING"; nil:
+	// the executor has no services.
+	Greeter func(t *testing.T) string
 	// Host is the name or address by which the place reaches this host.
 	Host string
 	// Brief leaves the payloads, which are the longest part, to another harness of the same executor.
@@ -57,6 +60,7 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"CancelAtOnce", cancelAtOnce},
 		{"Timeout", timeout},
 		{"LeaseRunsOut", leaseRunsOut},
+		{"Services", services},
 		{"Exec", execute},
 		{"ExecGoesOnWithoutItsCaller", execGoesOn},
 		{"KilledUnderTheJob", killedUnderTheJob},

@@ -52,7 +52,7 @@ func harness(image string, c config.Config, brief bool, change ...func(*docker.O
 				require.NoError(t, err)
 				return left
 			},
-			Executor: first, Again: made, Jobs: t.TempDir(), JobBinary: filepath.Join(fixture.programs, "switchyard-job"),
+			Greeter: greeter, Executor: first, Again: made, Jobs: t.TempDir(), JobBinary: filepath.Join(fixture.programs, "switchyard-job"),
 			Processes: func(t *testing.T, text string) int { return processes(t, text) }, Host: hostAddress(t), Brief: brief,
 		}
 	}
