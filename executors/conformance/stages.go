@@ -151,10 +151,13 @@ func (h *held) again() {
 // end waits until the job has ended, as the agent does that does not own its process.
 func (h *held) end() {
 	h.t.Helper()
+	if h.here() {
+		lock, err := h.folder.WaitLock() // the job has it for as long as it lives
+		require.NoError(h.t, err)
+		require.NoError(h.t, lock.Close())
+		return
+	}
 	f := h.follow()
-	defer f.close()
-	limit := time.AfterFunc(patience, f.close)
-	defer limit.Stop()
 	var err error
 	for err == nil {
 		err = f.next(f.news())
