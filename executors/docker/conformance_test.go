@@ -2,7 +2,9 @@ package docker_test
 
 import (
 	"net"
+	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 
 	"github.com/moby/moby/client"
@@ -26,6 +28,24 @@ func hostAddress(t testing.TB) string {
 	}
 	t.Fatal("this machine has no address that a container could reach")
 	return ""
+}
+
+var containerID = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// processesOf counts the processes with text in their command line, less those in containers of others: paths in containers
+// are the same for all jobs, and other tests have some at the same time.
+func processesOf(t *testing.T, e *docker.Executor, text string) int {
+	t.Helper()
+	foreign, err := e.Foreign(t.Context())
+	require.NoError(t, err)
+	n := 0
+	for _, dir := range processFolders(t, text) {
+		group, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+		if err == nil && !foreign[string(containerID.Find(group))] {
+			n++
+		}
+	}
+	return n
 }
 
 // harness has the suite run in containers of an image, with settings and changes of containers.
@@ -53,7 +73,7 @@ func harness(image string, c config.Config, brief bool, change ...func(*docker.O
 				return left
 			},
 			Greeter: greeter, Executor: first, Again: made, Jobs: t.TempDir(), JobBinary: filepath.Join(fixture.programs, "switchyard-job"),
-			Processes: func(t *testing.T, text string) int { return processes(t, text) }, Host: hostAddress(t), Brief: brief,
+			Processes: func(t *testing.T, text string) int { return processesOf(t, first.(*docker.Executor), text) }, Host: hostAddress(t), Brief: brief,
 		}
 	}
 }

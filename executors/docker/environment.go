@@ -217,6 +217,13 @@ func (v *environment) Kill(ctx context.Context) error {
 	return nil
 }
 
+// killed says whether the containers are about to end, or have ended, because of Kill or Destroy.
+func (v *environment) killed() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.leaving
+}
+
 // Destroy removes the containers and what else is the job's only.
 func (v *environment) Destroy(ctx context.Context) error {
 	v.quit()

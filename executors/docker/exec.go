@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
@@ -85,6 +86,9 @@ func (v *environment) exitCode(ctx context.Context, id string, ended <-chan int)
 			return 0, fmt.Errorf("lost sight of it: %w", err)
 		}
 		if !r.Running {
+			if r.ExitCode == 0 && v.killed() { // of what went with its container the engine may not know the code
+				return 128 + int(syscall.SIGKILL), nil
+			}
 			return v.started(r)
 		}
 		select {

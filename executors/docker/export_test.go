@@ -62,6 +62,25 @@ func (e *Executor) Leftovers(ctx context.Context) ([]string, error) {
 	return left, nil
 }
 
+// Foreign are the containers on the engine that are not this agent's, by their ids.
+func (e *Executor) Foreign(ctx context.Context) (map[string]bool, error) {
+	self, err := e.identity()
+	if err != nil {
+		return nil, err
+	}
+	list, err := e.client.ContainerList(ctx, client.ContainerListOptions{All: true})
+	if err != nil {
+		return nil, err
+	}
+	foreign := make(map[string]bool)
+	for _, c := range list.Items {
+		if c.Labels[labelAgent] != self.id() {
+			foreign[c.ID] = true
+		}
+	}
+	return foreign, nil
+}
+
 // BinaryVolume is the name of the volume with the program of a helper image.
 func BinaryVolume(image string) string { return binaryVolume(image) }
 
