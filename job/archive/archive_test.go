@@ -5,9 +5,12 @@ package archive
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/hex"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,5 +161,35 @@ func TestUnpackedIsWhatWasPacked(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The look at what is worth compressing misses nothing that gains a tenth.
+func TestWhatCompressesIsCompressed(t *testing.T) {
+	random := noise(400_000)
+	sevenBits := []byte(random)
+	for i := range sevenBits {
+		sevenBits[i] &= 0x7f
+	}
+	dir := t.TempDir()
+	for name, c := range map[string]struct {
+		content string
+		most    float64 // of its size
+	}{
+		"base64":              {base64.StdEncoding.EncodeToString([]byte(random)), 0.77},
+		"hex":                 {hex.EncodeToString([]byte(random)), 0.6},
+		"seven bits":          {string(sevenBits), 0.9},
+		"repeated":            {strings.Repeat(random[:20_000], 20), 0.1},
+		"small":               {strings.Repeat("ab", 400), 0.1},
+		"random":              {random, 1.001},
+		"a little text in it": {random[:100_000] + strings.Repeat("text ", 40_000) + random[100_000:], 0.7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			makeTree(t, dir, map[string]node{name: {0o644, c.content, 0}})
+			for _, f := range []Format{Zip, ZipZstd, TarZstd, Gzip} {
+				b := pack(t, f, Default, dir, []string{name})
+				require.Less(t, float64(len(b)-200), c.most*float64(len(c.content)), f)
+			}
+		})
 	}
 }

@@ -6,42 +6,29 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"math"
 
-	"github.com/klauspost/compress"
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
 )
 
-// incompressible tells whether compressing b is a waste of time, by a look at parts of it.
-func incompressible(b []byte) bool {
-	const part = 4 << 10
-	if len(b) <= 4*part {
-		return len(b) >= 1<<10 && compress.Estimate(b) < 0.05
-	}
-	for i := range 4 {
-		at := i * (len(b) - part) / 3
-		if compress.Estimate(b[at:at+part]) >= 0.05 {
-			return false
-		}
-	}
-	return true
-}
-
 // gains tells whether packed is worth unpacking.
 func gains(packed, plain int) bool { return packed < plain-plain/64 }
 
-// compressor compresses whole files and blocks of files. Several goroutines use it.
+// compressor compresses whole files and blocks of files. Several goroutines use it. There is no look ahead at whether it
+// pays: the library notices quickly where nothing repeats. It would miss what only Huffman's codes make smaller, as base64.
 type compressor struct {
 	buffers *buffers
 	level   int // of deflate
 	zstd    *zstd.Encoder
 	writers stack[*flate.Writer]
+	huffman stack[*flate.Writer]
 }
 
 // whole compresses a file. Without gain packed stays nil.
 func (c *compressor) whole(p *piece) error {
 	p.crc = crc32.ChecksumIEEE(p.plain)
-	if c.zstd == nil && c.level == 0 || len(p.plain) == 0 || incompressible(p.plain) {
+	if c.zstd == nil && c.level == 0 || len(p.plain) == 0 {
 		return nil
 	}
 	return c.try(p, true)
@@ -53,7 +40,7 @@ func (c *compressor) block(p *piece) error {
 		p.packed = c.zstd.EncodeAll(p.plain, c.buffers.get(len(p.plain))[:0])
 		return nil
 	}
-	if c.level != 0 && !incompressible(p.plain) {
+	if c.level != 0 {
 		if err := c.try(p, false); err != nil {
 			return err
 		}
@@ -89,43 +76,75 @@ var errNoGain = errors.New("no gain")
 // try compresses; packed stays nil if that does not pay.
 func (c *compressor) try(p *piece, final bool) error {
 	out := c.buffers.get(len(p.plain))[:0]
+	var err error
 	if c.zstd != nil {
 		out = c.zstd.EncodeAll(p.plain, out)
 	} else {
-		to := &bounded{b: out[:0:len(p.plain)]}
-		if err := c.deflate(p.plain, to, final); errors.Is(err, errNoGain) {
-			c.buffers.put(out)
-			return nil
-		} else if err != nil {
-			return err
+		out, err = deflate(&c.writers, c.level, p.plain, out, final)
+		if err == nil && !gains(len(out), len(p.plain)) && fewBits(p.plain) {
+			out, err = deflate(&c.huffman, flate.HuffmanOnly, p.plain, out[:0], final)
 		}
-		out = out[:len(to.b)]
 	}
-	if gains(len(out), len(p.plain)) {
+	if err == nil && gains(len(out), len(p.plain)) {
 		p.packed = out
 	} else {
 		c.buffers.put(out)
 	}
-	return nil
+	return err
 }
 
-func (c *compressor) deflate(plain []byte, to *bounded, final bool) error {
-	w, ok := c.writers.pop()
+// deflate compresses into out, and no more than plain has bytes: then, it returns so many.
+func deflate(writers *stack[*flate.Writer], level int, plain, out []byte, final bool) ([]byte, error) {
+	w, ok := writers.pop()
 	if !ok {
 		var err error
-		if w, err = flate.NewWriter(nil, c.level); err != nil {
-			return err
+		if w, err = flate.NewWriter(nil, level); err != nil {
+			return out, err
 		}
 	}
-	defer c.writers.push(w)
+	defer writers.push(w)
+	to := &bounded{b: out[:0:len(plain)]}
 	w.Reset(to)
-	if _, err := w.Write(plain); err != nil {
-		return err
+	_, err := w.Write(plain)
+	switch {
+	case err != nil:
+	case final:
+		err = w.Close()
+	default:
+		err = w.Flush()
 	}
-	if final {
-		return w.Close()
+	if errors.Is(err, errNoGain) {
+		return out[:len(plain)], nil
 	}
-	return w.Flush()
+	return out[:len(to.b)], err
+}
+
+// fewBits tells, by a look at some of b, whether its bytes could do with a twentieth less bits.
+func fewBits(b []byte) bool {
+	const parts, part = 4, 1 << 10
+	var counts [256]int
+	n := 0
+	count := func(b []byte) {
+		n += len(b)
+		for _, c := range b {
+			counts[c]++
+		}
+	}
+	if len(b) <= parts*part {
+		count(b)
+	} else {
+		for i := range parts {
+			at := i * (len(b) - part) / (parts - 1)
+			count(b[at : at+part])
+		}
+	}
+	bits := 0.0
+	for _, c := range counts {
+		if c > 0 {
+			bits -= float64(c) * math.Log2(float64(c)/float64(n))
+		}
+	}
+	return bits < 7.6*float64(n)
 }
 
 // bounded is a buffer that refuses to grow.

@@ -54,5 +54,5 @@ func (l Level) zstd() (zstd.EncoderLevel, int) {
 func (l Level) encoder(n, blockSize int, checksum bool) (*zstd.Encoder, error) {
 	level, _ := l.zstd()
 	return zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(n), zstd.WithWindowSize(blockSize),
-		zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(checksum))
+		zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(checksum), zstd.WithAllLitEntropyCompression(true))
 }
