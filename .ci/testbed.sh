@@ -6,9 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Each component: Debian's packages, and what becomes of its absence. All but docker are there if their command is; a
 # Docker client without an engine is of no use.
-names=(git git-lfs bash docker busybox zip unzip zstd gcc)
+names=(git git-lfs bash docker busybox zip unzip zstd sshd ssh gcc)
 declare -A packages=([git]=git [bash]=bash [docker]='docker.io iptables iproute2' [busybox]=busybox-static
-	[git-lfs]=git-lfs [zip]=zip [unzip]=unzip [zstd]=zstd [gcc]='gcc libc6-dev')
+	[git-lfs]=git-lfs [zip]=zip [unzip]=unzip [zstd]=zstd [sshd]=openssh-server [ssh]=openssh-client [gcc]='gcc libc6-dev')
 declare -A without=([gcc]='the tests run without the race detector')
 
 engine_log=build/dockerd.log

@@ -70,7 +70,12 @@ func (e *Executor) runInstall(ctx context.Context, image, volume string) error {
 	remove() // of an agent that was killed
 	defer remove()
 	shared := map[string]string{labelPrefix + "managed": "true"}
-	made, err := e.client.ContainerCreate(ctx, client.ContainerCreateOptions{
+	making, done, err := steady(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	made, err := e.client.ContainerCreate(making, client.ContainerCreateOptions{
 		Name: name,
 		Config: &container.Config{
 			Image: image, Entrypoint: []string{helperBinary}, Cmd: []string{"install", binDir}, User: "0:0", NetworkDisabled: true,

@@ -33,13 +33,16 @@ const (
 	Zip     Component = "zip"
 	Unzip   Component = "unzip"
 	Zstd    Component = "zstd"
+	// SSHD is an SSH server that tests start for themselves; SSH is what talks to it.
+	SSHD Component = "sshd"
+	SSH  Component = "ssh"
 	// GCC is asked for by no test; the race detector needs it, and CI can require it.
 	GCC Component = "gcc"
 )
 
 // Components returns all of them.
 func Components() []Component {
-	return []Component{Git, GitLFS, Bash, Docker, Busybox, Zip, Unzip, Zstd, GCC}
+	return []Component{Git, GitLFS, Bash, Docker, Busybox, Zip, Unzip, Zstd, SSHD, SSH, GCC}
 }
 
 // Check returns nil when the component can be used, else why it cannot and how to get it.
@@ -47,7 +50,7 @@ func (c Component) Check() error {
 	switch c {
 	case Docker:
 		return checkDocker()
-	case Git, GitLFS, Bash, Busybox, Zip, Unzip, Zstd, GCC:
+	case Git, GitLFS, Bash, Busybox, Zip, Unzip, Zstd, SSHD, SSH, GCC:
 		if _, err := exec.LookPath(string(c)); err != nil {
 			return fmt.Errorf("%s is not installed (%w); `make testbed` installs it on Debian as root", c, err)
 		}

@@ -12,18 +12,20 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/switchyard-ci/switchyard/internal/testbed"
 )
 
 // SSH starts an SSH server on 127.0.0.1 and returns the address of this machine's default engine through it, and the
 // options that ssh needs for it. The test is skipped where there is none.
 func SSH(t *testing.T) (host string, options []string) {
 	t.Helper()
-	const program = "/usr/sbin/sshd"
-	for _, needed := range []string{program, "ssh", "ssh-keygen", "docker"} {
-		if _, err := exec.LookPath(needed); err != nil {
-			t.Skip("an engine by SSH needs openssh-server, openssh-client and docker's client:", err)
-		}
+	testbed.Need(t, testbed.SSHD, testbed.SSH)
+	if _, err := exec.LookPath("docker"); err != nil {
+		t.Skip("an engine by SSH needs docker's client on its host:", err)
 	}
+	program, err := exec.LookPath("sshd") // it wants to be called by its whole path
+	require.NoError(t, err)
 	if os.Getuid() != 0 {
 		t.Skip("an SSH server of its own needs root")
 	}
