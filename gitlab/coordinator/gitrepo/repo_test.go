@@ -232,6 +232,10 @@ func TestReader(t *testing.T) {
 	reader, err = r.Reader(ctx)
 	require.NoError(t, err)
 	cancel()
+	require.Eventually(t, func() bool { // git is killed soon, but not at once
+		_, err := reader.Commit("main")
+		return err != nil
+	}, time.Minute, time.Millisecond)
 	require.Error(t, reader.Close())
 }
 
