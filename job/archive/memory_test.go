@@ -51,7 +51,7 @@ func most(t *testing.T, do func()) (peak uint64) {
 // A file of gigabytes goes through less than 50 MiB, in all formats, with as many workers as there are on a large machine.
 // SWITCHYARD_LARGE_FILE_MB chooses how large it is.
 func TestMemoryStaysBounded(t *testing.T) {
-	megabytes := 200
+	megabytes := 120
 	if testing.Short() {
 		megabytes = 100
 	}

@@ -230,7 +230,7 @@ func (u *unpacker) write(to place, fill func(*os.File) (int64, error)) error {
 		_ = f.Chown(to.uid, to.gid) // as gitlab-runner: as far as it may
 	}
 	if err == nil {
-		err = f.Chmod(to.mode)
+		err = setMode(f, to.mode)
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
@@ -244,6 +244,15 @@ func (u *unpacker) write(to place, fill func(*os.File) (int64, error)) error {
 	u.files.Add(1)
 	u.bytes.Add(n)
 	return nil
+}
+
+// setMode looks first: the usual modes are there already, and a look is no change for the file system to write down.
+func setMode(f *os.File, mode fs.FileMode) error {
+	info, err := f.Stat()
+	if err != nil || info.Mode().Perm() == mode {
+		return err
+	}
+	return f.Chmod(mode)
 }
 
 // writeWhole makes a file of content. Any goroutine may call it.
