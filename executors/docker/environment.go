@@ -195,26 +195,34 @@ func (v *environment) look(ctx context.Context) {
 	}
 }
 
-// Kill ends all processes of the job.
+// Kill ends all processes of the job. The helper's end first: switchyard-job would take the end of the container of the
+// script for the job's.
 func (v *environment) Kill(ctx context.Context) error {
 	v.mu.Lock()
 	v.leaving = true
+	helper := v.helper
 	v.mu.Unlock()
+	if helper != "" {
+		if err := v.kill(ctx, helper); err != nil {
+			return err
+		}
+	}
 	var g errgroup.Group
 	for _, id := range v.containers() {
-		g.Go(func() error {
-			// The engine answers when the container has ended.
-			_, err := v.executor.client.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: "SIGKILL"})
-			if gone(err) || notRunning(err) {
-				return nil
-			}
-			return err
-		})
+		if id != helper {
+			g.Go(func() error { return v.kill(ctx, id) })
+		}
 	}
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("kill the job's containers: %w", err)
+	return g.Wait()
+}
+
+// kill kills a container. The engine answers when it has ended.
+func (v *environment) kill(ctx context.Context, id string) error {
+	_, err := v.executor.client.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: "SIGKILL"})
+	if err == nil || gone(err) || notRunning(err) {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("kill the job's containers: %w", err)
 }
 
 // killed says whether the containers are about to end, or have ended, because of Kill or Destroy.
