@@ -20,6 +20,21 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// tempDir returns a new folder that goes away with the test, whatever modes the folders in it have.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				err = os.Chmod(path, 0o700)
+			}
+			return err
+		})
+	})
+	return dir
+}
+
 // openRoot returns a new folder, opened.
 func openRoot(t testing.TB, dir string) *os.Root {
 	t.Helper()
@@ -144,7 +159,7 @@ func all(t require.TestingT, dir string) []string {
 }
 
 func TestUnpackedIsWhatWasPacked(t *testing.T) {
-	from := t.TempDir()
+	from := tempDir(t)
 	makeTree(t, from, sample())
 	names := all(t, from)
 	for _, f := range []Format{Zip, ZipZstd, TarZstd} {
@@ -152,7 +167,7 @@ func TestUnpackedIsWhatWasPacked(t *testing.T) {
 			t.Run(string(f)+" "+string(level), func(t *testing.T) {
 				b := pack(t, f, level, from, names)
 				require.Equal(t, b, pack(t, f, level, from, names), "the same files make the same archive")
-				to := t.TempDir()
+				to := tempDir(t)
 				for range 2 { // the second time over what is there
 					packed, err := Unpack(t.Context(), bytes.NewReader(b), int64(len(b)), openRoot(t, to), Limits{}, func(line string) { t.Error(line) })
 					require.NoError(t, err)
@@ -171,7 +186,7 @@ func TestWhatCompressesIsCompressed(t *testing.T) {
 	for i := range sevenBits {
 		sevenBits[i] &= 0x7f
 	}
-	dir := t.TempDir()
+	dir := tempDir(t)
 	for name, c := range map[string]struct {
 		content string
 		most    float64 // of its size

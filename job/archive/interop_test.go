@@ -39,19 +39,19 @@ func portable() map[string]node {
 
 func packFile(t *testing.T, f Format, level Level, dir string) string {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "archive")
+	file := filepath.Join(tempDir(t), "archive")
 	require.NoError(t, os.WriteFile(file, pack(t, f, level, dir, all(t, dir)), 0o600))
 	return file
 }
 
 func TestUnzipReadsOurZips(t *testing.T) {
 	testbed.Need(t, testbed.Unzip)
-	from := t.TempDir()
+	from := tempDir(t)
 	makeTree(t, from, portable())
 	for _, level := range []Level{Fastest, Default, Slowest} {
 		file := packFile(t, Zip, level, from)
 		require.Contains(t, command(t, from, "unzip", "-t", file), "No errors detected")
-		to := t.TempDir()
+		to := tempDir(t)
 		command(t, to, "unzip", "-q", file)
 		require.Equal(t, portable(), readTree(t, to))
 	}
@@ -59,12 +59,12 @@ func TestUnzipReadsOurZips(t *testing.T) {
 
 func TestTarReadsOurTars(t *testing.T) {
 	testbed.Need(t, testbed.Zstd)
-	from := t.TempDir()
+	from := tempDir(t)
 	makeTree(t, from, sample())
 	for _, level := range []Level{Fastest, Default, Slowest} {
 		file := packFile(t, TarZstd, level, from)
 		command(t, from, "zstd", "-q", "-t", file)
-		to := t.TempDir()
+		to := tempDir(t)
 		command(t, to, "tar", "--zstd", "-xpf", file)
 		require.Equal(t, sample(), readTree(t, to))
 	}
@@ -72,9 +72,9 @@ func TestTarReadsOurTars(t *testing.T) {
 
 func TestWeReadWhatOthersPack(t *testing.T) {
 	testbed.Need(t, testbed.Zip, testbed.Zstd)
-	from := t.TempDir()
+	from := tempDir(t)
 	makeTree(t, from, sample())
-	to := filepath.Join(t.TempDir(), "archive.zip")
+	to := filepath.Join(tempDir(t), "archive.zip")
 	for name, args := range map[string][]string{
 		"zip":        {"zip", "-qry", to, "."},
 		"zip stored": {"zip", "-qry0", to, "."},
@@ -100,13 +100,13 @@ func TestWeReadWhatOthersPack(t *testing.T) {
 // A sparse file of GNU tar is as large as it says.
 func TestSparseFiles(t *testing.T) {
 	testbed.Need(t, testbed.Zstd)
-	from := t.TempDir()
+	from := tempDir(t)
 	f, err := os.Create(filepath.Join(from, "sparse"))
 	require.NoError(t, err)
 	_, err = f.WriteAt([]byte("the end"), 10<<20)
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
-	to := filepath.Join(t.TempDir(), "archive")
+	to := filepath.Join(tempDir(t), "archive")
 	command(t, from, "tar", "--zstd", "-Scf", to, "sparse")
 	b, err := os.ReadFile(to)
 	require.NoError(t, err)
@@ -124,7 +124,7 @@ func TestZip64(t *testing.T) {
 	testbed.Need(t, testbed.Unzip)
 	const blocks = 8193
 	for _, store := range []bool{true, false} {
-		dir := t.TempDir()
+		dir := tempDir(t)
 		makeTree(t, dir, map[string]node{"a": {0o644, "before", 0}, "large": {0o644, "", 0}, "z": {0o644, "after", 0}})
 		out, err := os.Create(filepath.Join(dir, "out.zip"))
 		require.NoError(t, err)

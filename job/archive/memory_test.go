@@ -61,7 +61,7 @@ func TestMemoryStaysBounded(t *testing.T) {
 		require.NoError(t, err)
 	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(64))
-	dir := t.TempDir()
+	dir := tempDir(t)
 	large, err := os.Create(filepath.Join(dir, "large"))
 	require.NoError(t, err)
 	require.NoError(t, large.Truncate(int64(megabytes)<<20))
@@ -82,7 +82,7 @@ func TestMemoryStaysBounded(t *testing.T) {
 	const bound = 50 << 20 // and the program itself
 	for _, f := range []Format{Zip, ZipZstd, TarZstd, Gzip} {
 		for _, level := range []Level{Fast, Default} {
-			packed, err := os.Create(filepath.Join(t.TempDir(), "packed"))
+			packed, err := os.Create(filepath.Join(tempDir(t), "packed"))
 			require.NoError(t, err)
 			start := time.Now()
 			peak := most(t, func() {
@@ -97,7 +97,7 @@ func TestMemoryStaysBounded(t *testing.T) {
 			}
 			size, err := packed.Seek(0, io.SeekEnd)
 			require.NoError(t, err)
-			to := t.TempDir()
+			to := tempDir(t)
 			target := openRoot(t, to)
 			start = time.Now()
 			peak = most(t, func() {

@@ -25,7 +25,7 @@ var packFormats = []Format{Zip, ZipZstd, TarZstd}
 
 // GitLab reads the members of a report one after another, with their names.
 func TestGzipHasAMemberForEachFile(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	files := map[string]node{
 		"a/junit.xml": {0o644, strings.Repeat("<testcase/>", 100_000), 1700000001}, // several blocks
 		"größe.xml":   {0o644, noise(1000), 1700000002},
@@ -56,7 +56,7 @@ func TestGzipHasAMemberForEachFile(t *testing.T) {
 }
 
 func TestRawIsOneFile(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	makeTree(t, dir, map[string]node{"a/x": {0o644, "content", 0}, "b": {0o644, "", 0}})
 	require.Equal(t, "content", string(pack(t, Raw, Default, dir, []string{"a/x"})))
 	require.Empty(t, pack(t, Raw, Default, dir, nil))
@@ -71,7 +71,7 @@ func TestRawIsOneFile(t *testing.T) {
 }
 
 func TestUnknownFormatsAndLevels(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	makeTree(t, dir, map[string]node{"a": {0o644, "x", 0}})
 	root := openRoot(t, dir)
 	_, err := Pack(t.Context(), io.Discard, "rar", Default, root, nil, nil)
@@ -99,7 +99,7 @@ func TestEmptyArchives(t *testing.T) {
 // What is not there any more, or was never a file, is left out with a warning.
 func TestWhatCannotBePackedIsLeftOut(t *testing.T) {
 	for _, f := range packFormats {
-		dir := t.TempDir()
+		dir := tempDir(t)
 		makeTree(t, dir, map[string]node{"a": {0o644, "x", 0}, "z/b": {0o644, "x", 0}})
 		require.NoError(t, syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o600))
 		var b bytes.Buffer
@@ -118,7 +118,7 @@ func TestWhatCannotBePackedIsLeftOut(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, readTree(t, p.inside), 3)
 	}
-	_, err := Pack(t.Context(), io.Discard, Zip, Default, openRoot(t, t.TempDir()), []string{"../x"}, nil)
+	_, err := Pack(t.Context(), io.Discard, Zip, Default, openRoot(t, tempDir(t)), []string{"../x"}, nil)
 	require.ErrorContains(t, err, `"../x"`)
 }
 
@@ -148,7 +148,7 @@ func TestFilesThatChange(t *testing.T) {
 			"vanishes": os.Remove,
 		} {
 			t.Run(string(f)+" "+name, func(t *testing.T) {
-				dir := t.TempDir()
+				dir := tempDir(t)
 				makeTree(t, dir, map[string]node{"a": {0o644, before, 0}, "b": {0o644, "last", 0}})
 				w := &changing{after: 100_000, do: func() {
 					require.NoError(t, change(filepath.Join(dir, "a")))
@@ -204,7 +204,7 @@ func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 // An upload that breaks or a job that is cancelled ends packing and unpacking, with the reason, and nothing is left running
 // (goleak) or open.
 func TestPackAndUnpackEnd(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	nodes := map[string]node{"large": {0o644, noise(20 * blockSize), 0}}
 	for i := range 300 {
 		nodes[fmt.Sprintf("d%d/f%d", i%7, i)] = node{0o644, noise(20_000), 0}
@@ -238,7 +238,7 @@ func TestPackAndUnpackEnd(t *testing.T) {
 		for _, after := range []int64{0, 200_000, 3_000_000} {
 			r := &failing{r: bytes.NewReader(b), fail: func() error { return why }}
 			r.after.Store(after)
-			to := openRoot(t, t.TempDir())
+			to := openRoot(t, tempDir(t))
 			_, err := Unpack(t.Context(), r, int64(len(b)), to, Limits{}, nil)
 			require.ErrorIs(t, err, why)
 			require.NotErrorIs(t, err, ErrCorrupt)
@@ -272,7 +272,7 @@ func openFiles(t *testing.T) (n int) {
 
 // More entries than 16 bits count.
 func TestManyEntries(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	makeTree(t, dir, map[string]node{"a": {0o755 | os.ModeDir, "", 0}, "b": {0o644, "x", 0}})
 	names := append(make([]string, 0, 70_000), "b")
 	for range 69_999 {
@@ -328,7 +328,7 @@ func TestOwnersAreKept(t *testing.T) {
 		t.Skip("only root gives files away")
 	}
 	for _, f := range packFormats {
-		dir := t.TempDir()
+		dir := tempDir(t)
 		makeTree(t, dir, map[string]node{"d/f": {0o640, "x", 0}, "l": {os.ModeSymlink, "/etc", 0}, "d": {os.ModeDir | 0o750, "", 0}})
 		for i, name := range []string{"d", "d/f", "l"} {
 			require.NoError(t, os.Lchown(filepath.Join(dir, name), 3000+i, 70_000+i))

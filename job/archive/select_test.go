@@ -44,7 +44,7 @@ func TestSelect(t *testing.T) {
 		"foo/bar/baz/file.txt", "foo/bar/baz2/", "other/foo/test.txt", "build/out/app", "build/out/app.log", "[odd]/x",
 		"current -> build/out", "away -> /etc", "dangling -> nowhere", "foo/self -> .",
 	}
-	dir := t.TempDir()
+	dir := tempDir(t)
 	touch(t, dir, project...)
 	base := filepath.Base(dir)
 	info := func(s string) Message { return Message{Text: s} }
@@ -234,7 +234,7 @@ func TestSelect(t *testing.T) {
 
 func TestSelectUntracked(t *testing.T) {
 	testbed.Need(t, testbed.Git)
-	dir := t.TempDir()
+	dir := tempDir(t)
 	touch(t, dir, "tracked", "neu/größe.txt", "neu/x.o", "ignored.log", "link -> /etc")
 	git := func(ctx context.Context, args ...string) ([]byte, error) {
 		return gitIn(ctx, dir, args...)
@@ -279,7 +279,7 @@ func TestSelectUntracked(t *testing.T) {
 
 // A project folder whose name is a pattern.
 func TestSelectInAnOddFolder(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "group[1]*")
+	dir := filepath.Join(tempDir(t), "group[1]*")
 	touch(t, dir, "a/x", "b")
 	s, err := Select(t.Context(), dir, Wanted{Paths: []string{dir + "/*/x", dir + "/b"}, Exclude: []string{dir + "/b"}})
 	require.NoError(t, err)
@@ -290,20 +290,20 @@ func TestSelectInAnOddFolder(t *testing.T) {
 }
 
 func TestSelectErrors(t *testing.T) {
-	_, err := Select(t.Context(), filepath.Join(t.TempDir(), "none"), Wanted{Paths: []string{"*"}})
+	_, err := Select(t.Context(), filepath.Join(tempDir(t), "none"), Wanted{Paths: []string{"*"}})
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("enough")
 	cancel(why)
-	_, err = Select(ctx, t.TempDir(), Wanted{Paths: []string{"**"}})
+	_, err = Select(ctx, tempDir(t), Wanted{Paths: []string{"**"}})
 	require.ErrorIs(t, err, why)
-	_, err = Select(ctx, t.TempDir(), Wanted{Untracked: true, Git: func(context.Context) ([]byte, error) { return []byte("a\x00"), nil }})
+	_, err = Select(ctx, tempDir(t), Wanted{Untracked: true, Git: func(context.Context) ([]byte, error) { return []byte("a\x00"), nil }})
 	require.ErrorIs(t, err, why)
 }
 
 // Folders that nothing can match in are not looked into: a folder that cannot be opened would be told.
 func TestSelectLooksOnlyWhereItMust(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	touch(t, dir, "a/b/x", "node_modules/p/index.js", "src/lib/deep/x.go", "src/x.go")
 	s := &selection{dir: dir, root: openRoot(t, dir)}
 	s.prepare(Wanted{Paths: []string{"a/*/x", "src/*.go"}})
@@ -315,7 +315,7 @@ func TestSelectLooksOnlyWhereItMust(t *testing.T) {
 
 // What Select finds, and how often, is what gitlab-runner finds with doublestar.Glob and a walk through each match.
 func TestSelectIsLikeGlobbing(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	touch(t, dir, "a/a/a", "a/a/b", "a/b/a/b", "a/ab", "b/a/a.b", "b/b/", "ab/a", "ab/b/ab/a", "a.b")
 	part := rapid.SampledFrom([]string{"a", "b", "ab", "*", "**", "?", "a*", "*b", "{a,b}", "[ab]", "{a/b,ab}", "*.b", "."})
 	rapid.Check(t, func(t *rapid.T) {
