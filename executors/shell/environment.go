@@ -4,10 +4,12 @@ package shell
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/switchyard-ci/switchyard/executors"
 	"github.com/switchyard-ci/switchyard/job/folder"
@@ -75,8 +77,10 @@ func (v *environment) Err() error {
 func (v *environment) Exec(ctx context.Context, c executors.Command) (int, error) {
 	how := launch{environ: append(slices.Clip(v.executor.environ), marker+"="+v.spec.Folder), dir: v.Job().BuildsDir}
 	if v.user != nil {
-		if err := v.user.take(v.spec.Folder); err != nil {
-			return 0, fmt.Errorf("give the job folder to %s: %w", v.user.name, err)
+		if v.isJob(c) {
+			if err := v.user.take(v.spec.Folder); err != nil {
+				return 0, fmt.Errorf("give the job folder to %s: %w", v.user.name, err)
+			}
 		}
 		how.environ, how.credential = v.user.environ(how.environ), v.user.credential
 	}
@@ -87,6 +91,9 @@ func (v *environment) Exec(ctx context.Context, c executors.Command) (int, error
 	defer release()
 	how.started = func(pid int) error {
 		defer release()
+		// An agent that leaves at this moment must not take the job with it.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), groupPatience)
+		defer cancel()
 		return v.executor.groups.add(ctx, v.spec.Name, pid)
 	}
 	code, err := run(ctx, c, how)
@@ -95,6 +102,9 @@ func (v *environment) Exec(ctx context.Context, c executors.Command) (int, error
 	}
 	return code, err
 }
+
+// groupPatience is how long the system may take to make a group.
+const groupPatience = 10 * time.Second
 
 // killed is the exit code of what SIGKILL ended.
 const killed = 128 + 9
@@ -123,10 +133,7 @@ func (v *environment) hold(c executors.Command) (release func(), err error) {
 }
 
 func (v *environment) Kill(ctx context.Context) error {
-	if err := v.executor.groups.kill(ctx, v.spec.Name); err != nil {
-		return fmt.Errorf("kill the job's processes: %w", err)
-	}
-	if err := killAll(ctx, v.spec.Folder); err != nil {
+	if err := errors.Join(v.executor.groups.kill(ctx, v.spec.Name), killAll(ctx, v.spec.Folder)); err != nil {
 		return fmt.Errorf("kill the job's processes: %w", err)
 	}
 	return nil

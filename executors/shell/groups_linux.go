@@ -5,7 +5,6 @@ import (
 	"errors"
 	"hash/fnv"
 	"strconv"
-	"time"
 
 	"github.com/switchyard-ci/switchyard/executors/shell/cgroup"
 )
@@ -16,12 +15,10 @@ type Limits = cgroup.Limits
 // groups are the control groups of this agent's jobs.
 type groups struct{ host *cgroup.Host }
 
-const findPatience = 10 * time.Second
-
 // findGroups finds out how groups are made here. Their names begin with a digest of the jobs' folder, so that two agents
 // on one host keep apart.
 func findGroups(c Config) (groups, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), findPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), groupPatience)
 	defer cancel()
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(c.Jobs))

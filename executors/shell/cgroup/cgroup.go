@@ -177,12 +177,13 @@ func (g *Group) Add(ctx context.Context, pid int) error {
 	return nil
 }
 
-// Kill kills every process of the group and waits for their ends.
+// Kill kills every process of the group and waits for their ends. wait waits for one; it returns at once for a process that
+// has ended and that nobody has reaped yet.
 func (g *Group) Kill(ctx context.Context, wait func(ctx context.Context, pid int) error) error {
 	if g.host.kind == None {
 		return nil
 	}
-	for {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		pids, err := g.host.maker.processes(ctx, g.name)
 		if err != nil {
 			return fmt.Errorf("list the processes of the job's group: %w", err)
@@ -190,19 +191,41 @@ func (g *Group) Kill(ctx context.Context, wait func(ctx context.Context, pid int
 		if len(pids) == 0 {
 			return nil
 		}
-		// Frozen they cannot fork while they are killed one by one.
-		freezeErr := g.host.maker.freeze(g.name, true)
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGKILL) // gone meanwhile: good
-		}
-		if err := g.host.maker.freeze(g.name, false); err != nil && freezeErr == nil {
-			return fmt.Errorf("thaw the job's group: %w", err)
+		if err := g.killEach(pids); err != nil {
+			return err
 		}
 		for _, pid := range pids {
 			if err := wait(ctx, pid); err != nil {
 				return err
 			}
 		}
+		// The kernel may count for a moment what has ended.
+		if err := sleep(ctx, pause); err != nil {
+			return fmt.Errorf("processes of the job's group do not end: %w", err)
+		}
+	}
+}
+
+// killEach kills processes of the group, which are kept from forking meanwhile.
+func (g *Group) killEach(pids []int) error {
+	freezeErr := g.host.maker.freeze(g.name, true)
+	for _, pid := range pids {
+		_ = unix.Kill(pid, unix.SIGKILL) // gone meanwhile: good
+	}
+	if err := g.host.maker.freeze(g.name, false); err != nil && freezeErr == nil {
+		return fmt.Errorf("let the job's group go on to its end: %w", err)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -224,12 +247,8 @@ func (g *Group) Remove(ctx context.Context) error {
 		if !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("remove the job's group: %w", err)
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return fmt.Errorf("remove the job's group: %w: %w", ctx.Err(), err)
+		if ended := sleep(ctx, wait); ended != nil {
+			return fmt.Errorf("remove the job's group: %w: %w", ended, err)
 		}
 	}
 }

@@ -106,6 +106,26 @@ func TestKillTakesWhatGotAway(t *testing.T) {
 	_ = c.Wait()
 }
 
+// A process that has ended and that its parent does not reap keeps nobody busy, and nobody waiting for longer than asked for.
+func TestKillOfAZombie(t *testing.T) {
+	h := host(t, Limits{})
+	g := h.Group("job-1")
+	c := exec.Command("sleep", "1000")
+	require.NoError(t, c.Start())
+	require.NoError(t, g.Add(t.Context(), c.Process.Pid))
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	rounds := 0
+	err := g.Kill(ctx, func(context.Context, int) error { rounds++; return nil })
+	if err != nil {
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	}
+	require.Less(t, rounds, 50)
+	require.Error(t, c.Wait())
+	require.NoError(t, g.Kill(t.Context(), wait))
+	require.NoError(t, g.Remove(t.Context()))
+}
+
 func TestLimits(t *testing.T) {
 	h := host(t, Limits{Memory: 64 << 20, CPUs: 1.5})
 	g := h.Group("job-1")
