@@ -4,11 +4,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Each component: Debian's packages, and what becomes of its absence. All but docker are there if their command is; a
-# Docker client without an engine is of no use.
-names=(git git-lfs bash docker busybox zip unzip zstd sshd ssh gcc)
+# Each component: Debian's packages, its command if that has another name, and what becomes of its absence. All but docker
+# are there if their command is; a Docker client without an engine is of no use.
+names=(git git-lfs bash docker busybox zip unzip zstd sshd ssh iproute2 iptables gcc)
 declare -A packages=([git]=git [bash]=bash [docker]='docker.io iptables iproute2' [busybox]=busybox-static
-	[git-lfs]=git-lfs [zip]=zip [unzip]=unzip [zstd]=zstd [sshd]=openssh-server [ssh]=openssh-client [gcc]='gcc libc6-dev')
+	[git-lfs]=git-lfs [zip]=zip [unzip]=unzip [zstd]=zstd [sshd]=openssh-server [ssh]=openssh-client
+	[iproute2]=iproute2 [iptables]=iptables [gcc]='gcc libc6-dev')
+declare -A commands=([iproute2]=ip)
 declare -A without=([gcc]='the tests run without the race detector')
 
 engine_log=build/dockerd.log
@@ -22,7 +24,7 @@ missing() {
 		if [[ $name == docker ]]; then
 			answers 2>/dev/null || echo docker
 		else
-			command -v "$name" >/dev/null || echo "$name"
+			command -v "${commands[$name]:-$name}" >/dev/null || echo "$name"
 		fi
 	done
 }

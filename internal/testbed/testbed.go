@@ -36,13 +36,24 @@ const (
 	// SSHD is an SSH server that tests start for themselves; SSH is what talks to it.
 	SSHD Component = "sshd"
 	SSH  Component = "ssh"
+	// IPRoute2 and IPTables make networks between network namespaces, as root.
+	IPRoute2 Component = "iproute2"
+	IPTables Component = "iptables"
 	// GCC is asked for by no test; the race detector needs it, and CI can require it.
 	GCC Component = "gcc"
 )
 
 // Components returns all of them.
 func Components() []Component {
-	return []Component{Git, GitLFS, Bash, Docker, Busybox, Zip, Unzip, Zstd, SSHD, SSH, GCC}
+	return []Component{Git, GitLFS, Bash, Docker, Busybox, Zip, Unzip, Zstd, SSHD, SSH, IPRoute2, IPTables, GCC}
+}
+
+// command is the program that a component is there with.
+func (c Component) command() string {
+	if c == IPRoute2 {
+		return "ip"
+	}
+	return string(c)
 }
 
 // Check returns nil when the component can be used, else why it cannot and how to get it.
@@ -50,8 +61,8 @@ func (c Component) Check() error {
 	switch c {
 	case Docker:
 		return checkDocker()
-	case Git, GitLFS, Bash, Busybox, Zip, Unzip, Zstd, SSHD, SSH, GCC:
-		if _, err := exec.LookPath(string(c)); err != nil {
+	case Git, GitLFS, Bash, Busybox, Zip, Unzip, Zstd, SSHD, SSH, IPRoute2, IPTables, GCC:
+		if _, err := exec.LookPath(c.command()); err != nil {
 			return fmt.Errorf("%s is not installed (%w); `make testbed` installs it on Debian as root", c, err)
 		}
 		return nil
