@@ -185,6 +185,22 @@ type Runners interface {
 	// SystemID returns the system_id under which GitLab knows this control plane for that runner; made at the first call
 	// ("r_" and 12 characters of [0-9a-zA-Z]) and the same for ever after.
 	SystemID(ctx context.Context, runner string) (string, error)
+
+	// RunnerToken returns the token that a runner was given by a rotation. ErrNotFound if it has none: its configured token
+	// is the one to use.
+	RunnerToken(ctx context.Context, runner string) (RunnerToken, error)
+	// SaveRunnerToken stores a runner's token in place of the one that is there.
+	SaveRunnerToken(ctx context.Context, runner string, t RunnerToken) error
+	// DeleteRunnerToken forgets it. Deleting what is not there is no error.
+	DeleteRunnerToken(ctx context.Context, runner string) error
+}
+
+// RunnerToken is an authentication token of a runner that did not come from the configuration.
+type RunnerToken struct {
+	Token      string // encrypted at rest
+	Configured string // hex SHA-256 of the configured token that it descends from: another one in the configuration wins
+	ObtainedAt time.Time
+	ExpiresAt  time.Time // zero: never
 }
 
 // Store is all of it.
@@ -192,6 +208,8 @@ type Store interface {
 	Jobs
 	Agents
 	Runners
+	Documents
+	Audit
 	// Close writes what is still waiting and releases the database.
 	Close() error
 }

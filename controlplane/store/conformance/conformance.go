@@ -37,6 +37,10 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"removed agents", removedAgents},
 		{"concurrent enrolment", concurrentEnrolment},
 		{"system ids", systemIDs},
+		{"tokens of runners", runnerTokens},
+		{"documents", documents},
+		{"one writer of a document wins", oneDocumentWins},
+		{"the audit log", auditLog},
 		{"after Close", afterClose},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open) })

@@ -47,6 +47,7 @@ const agentColumns = "id, name, enrolled_at, key_digest, token_id, removed"
 // readStatements run on the readers' pool.
 type readStatements struct {
 	jobs, payload, agent, agents, systemID *sql.Stmt
+	runnerToken, document, audit           *sql.Stmt
 }
 
 func (r *readStatements) queries() []query {
@@ -56,6 +57,9 @@ func (r *readStatements) queries() []query {
 		{&r.agent, "SELECT " + agentColumns + " FROM agents WHERE id = ?"},
 		{&r.agents, "SELECT " + agentColumns + " FROM agents ORDER BY name, enrolled_at, id"},
 		{&r.systemID, "SELECT system_id FROM runners WHERE name = ?"},
+		{&r.runnerToken, "SELECT salt, token, configured, obtained_at, expires_at FROM runner_tokens WHERE runner = ?"},
+		{&r.document, "SELECT version, body, changed_at, changed_by FROM documents WHERE name = ?"},
+		{&r.audit, "SELECT id, at, actor, action, subject, detail FROM audit WHERE ?1 = 0 OR id < ?1 ORDER BY id DESC LIMIT ?2"},
 	}
 }
 
@@ -73,6 +77,8 @@ type tx struct {
 	reoffer, startJob, finishJob, deleteJob, deletePayload     *sql.Stmt
 	insertToken, forgetTokens, tokenByDigest, useToken         *sql.Stmt
 	insertAgent, agentByKey, nameTaken, removeAgent, addRunner *sql.Stmt
+	saveRunnerToken, deleteRunnerToken                         *sql.Stmt
+	insertDocument, updateDocument, insertAudit, trimAudit     *sql.Stmt
 }
 
 func (t *tx) queries() []query {
@@ -105,6 +111,13 @@ func (t *tx) queries() []query {
 		{&t.nameTaken, "SELECT EXISTS (SELECT 1 FROM agents WHERE name = ? AND removed = 0)"},
 		{&t.removeAgent, "UPDATE agents SET removed = 1 WHERE id = ?"},
 		{&t.addRunner, "INSERT INTO runners (name, system_id) VALUES (?, ?) ON CONFLICT DO UPDATE SET name = name RETURNING system_id"},
+		{&t.saveRunnerToken, "INSERT OR REPLACE INTO runner_tokens (runner, salt, token, configured, obtained_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"},
+		{&t.deleteRunnerToken, "DELETE FROM runner_tokens WHERE runner = ?"},
+
+		{&t.insertDocument, "INSERT INTO documents (version, body, changed_at, changed_by, name) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"},
+		{&t.updateDocument, "UPDATE documents SET version = ?, body = ?, changed_at = ?, changed_by = ? WHERE name = ? AND version = ?"},
+		{&t.insertAudit, "INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, ?, ?, ?, ?)"},
+		{&t.trimAudit, "DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?"},
 	}
 }
 
