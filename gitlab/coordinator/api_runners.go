@@ -23,13 +23,14 @@ func (c *Coordinator) authenticate(w http.ResponseWriter, r *http.Request, p *pa
 		return nil
 	}
 	c.mu.Lock()
-	run := c.tokens[token]
+	now := time.Now()
+	run := c.byToken(token, now)
 	if run == nil {
 		c.mu.Unlock()
 		c.forbidden(w, "")
 		return nil
 	}
-	run.heartbeat(p.SystemID, time.Now())
+	run.heartbeat(p.SystemID, now)
 	return run
 }
 
@@ -37,6 +38,15 @@ type credentials struct {
 	ID             int64      `json:"id,omitempty"`
 	Token          string     `json:"token"`
 	TokenExpiresAt *time.Time `json:"token_expires_at"`
+}
+
+func (r *runner) credentials() credentials {
+	c := credentials{ID: r.id, Token: r.token}
+	if !r.tokenEnds.IsZero() {
+		at := r.tokenEnds.UTC()
+		c.TokenExpiresAt = &at
+	}
+	return c
 }
 
 func (c *Coordinator) verifyRunner(w http.ResponseWriter, r *http.Request) {
@@ -49,7 +59,7 @@ func (c *Coordinator) verifyRunner(w http.ResponseWriter, r *http.Request) {
 	if run == nil {
 		return
 	}
-	answer := credentials{ID: run.id, Token: run.token}
+	answer := run.credentials()
 	c.mu.Unlock()
 	replyJSON(w, http.StatusOK, answer)
 }
@@ -65,7 +75,8 @@ func (c *Coordinator) resetRunnerToken(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.resetToken(run)
-	answer := credentials{Token: run.token}
+	answer := run.credentials()
+	answer.ID = 0 // GitLab does not repeat it here
 	c.mu.Unlock()
 	replyJSON(w, http.StatusCreated, answer)
 }
@@ -101,7 +112,7 @@ func (c *Coordinator) deleteManager(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.mu.Lock()
-	run := c.tokens[token]
+	run := c.byToken(token, time.Now())
 	if run == nil {
 		c.mu.Unlock()
 		c.forbidden(w, "")
@@ -168,7 +179,7 @@ func (c *Coordinator) registerRunner(w http.ResponseWriter, r *http.Request) {
 		replyJSON(w, http.StatusBadRequest, map[string]any{"message": map[string][]string{"tags_list": {err.Error()}}})
 		return
 	}
-	answer := credentials{ID: run.id, Token: run.token}
+	answer := run.credentials()
 	c.mu.Unlock()
 	replyJSON(w, http.StatusCreated, answer)
 }
@@ -177,7 +188,7 @@ func (c *Coordinator) registerRunner(w http.ResponseWriter, r *http.Request) {
 func (c *Coordinator) discoverRouter(w http.ResponseWriter, r *http.Request) {
 	token := r.Header.Get(runnerapi.HeaderRunnerToken)
 	c.mu.Lock()
-	known := c.tokens[token] != nil
+	known := c.byToken(token, time.Now()) != nil
 	c.mu.Unlock()
 	if !known {
 		c.forbidden(w, "")

@@ -8,6 +8,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -55,6 +57,50 @@ func TestRunnerRoutes(t *testing.T) {
 	_, err = s.Runner(r.ID)
 	require.ErrorIs(t, err, ErrNotFound)
 	require.Equal(t, 404, s.do(http.MethodGet, "/api/v4/projects", nil).Code)
+}
+
+func TestTokensExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, Options{RegistrationToken: "GR1348941secret", RunnerTokenTTL: time.Hour})
+		began := time.Now()
+		r := s.runner()
+		call := func(method, path string, body obj) (int, credentials) {
+			var c credentials
+			w := s.do(method, "/api/v4/"+path, body)
+			if w.Body.Len() > 0 {
+				require.NoError(t, json.Unmarshal(w.Body.Bytes(), &c))
+			}
+			return w.Code, c
+		}
+		code, c := call(http.MethodPost, "runners/verify", obj{"token": r.Token})
+		require.Equal(t, 200, code)
+		require.WithinDuration(t, began.Add(time.Hour), *c.TokenExpiresAt, 0)
+		require.Equal(t, r.ExpiresAt.UTC(), *c.TokenExpiresAt)
+		code, c = call(http.MethodPost, "runners", obj{"token": "GR1348941secret"})
+		require.Equal(t, 201, code)
+		require.WithinDuration(t, began.Add(time.Hour), *c.TokenExpiresAt, 0)
+
+		time.Sleep(time.Hour - time.Second) // virtual
+		code, c = call(http.MethodPost, "runners/reset_authentication_token", obj{"token": r.Token})
+		require.Equal(t, 201, code)
+		require.WithinDuration(t, time.Now().Add(time.Hour), *c.TokenExpiresAt, 0)
+		require.Zero(t, c.ID)
+		old := r.Token
+		r.Token = c.Token
+		require.Equal(t, 204, s.request(r, nil).Code)
+		code, _ = call(http.MethodPost, "runners/verify", obj{"token": old})
+		require.Equal(t, 403, code)
+
+		time.Sleep(time.Hour) // virtual
+		require.Equal(t, 403, s.request(r, nil).Code)
+		for _, route := range []string{
+			"POST runners/verify", "POST runners/reset_authentication_token", "DELETE runners", "DELETE runners/managers",
+		} {
+			method, path, _ := strings.Cut(route, " ")
+			code, _ := call(method, path, obj{"token": r.Token, "system_id": "s_1"})
+			require.Equal(t, 403, code, route)
+		}
+	})
 }
 
 func TestBodiesThatCannotBeRead(t *testing.T) {
@@ -135,6 +181,7 @@ func TestRunnerOptionsAreChecked(t *testing.T) {
 		{RunnerOptions{Type: ProjectRunner, RunUntagged: true}, "needs at least one project"},
 		{RunnerOptions{Type: ProjectRunner, Projects: []string{"g/no"}, RunUntagged: true}, "project g/no: not found"},
 		{RunnerOptions{RunUntagged: true, MaximumTimeout: -1}, "must not be negative"},
+		{RunnerOptions{RunUntagged: true, TokenTTL: -1}, "must not be negative"},
 	} {
 		_, err := s.AddRunner(c.o)
 		require.ErrorContains(t, err, c.want)

@@ -43,6 +43,8 @@ type Options struct {
 	Registry string
 	// RegistrationToken lets runners register themselves by POST /runners; empty refuses it.
 	RegistrationToken string
+	// RunnerTokenTTL is how long the token of a runner is good for (GitLab: runner_token_expiration_interval); 0 is for ever.
+	RunnerTokenTTL time.Duration
 
 	// DecoratePayload may change the payload of a job before it is sent: add fields that do not exist yet, make it
 	// large. It is called without a lock, concurrently.
@@ -64,7 +66,7 @@ const (
 )
 
 func (o *Options) complete() error {
-	if o.AckExpiry < 0 || o.TraceInterval < 0 || o.WatchedTraceInterval < 0 || o.AcceptDelay < 0 || o.MaxTrace < 0 || o.TraceMemory < 0 || o.MaxArtifact < 0 {
+	if o.AckExpiry < 0 || o.TraceInterval < 0 || o.WatchedTraceInterval < 0 || o.AcceptDelay < 0 || o.RunnerTokenTTL < 0 || o.MaxTrace < 0 || o.TraceMemory < 0 || o.MaxArtifact < 0 {
 		return fmt.Errorf("coordinator options: a negative duration or size")
 	}
 	setDefault(&o.Hold, DefaultHold)

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -33,13 +34,16 @@ type RunnerOptions struct {
 	RefProtected bool
 	// MaximumTimeout bounds the timeout of its jobs, in whole seconds; 0 does not.
 	MaximumTimeout time.Duration
-	Paused         bool
+	// TokenTTL is how long each token of it is good for; 0 takes the coordinator's RunnerTokenTTL.
+	TokenTTL time.Duration
+	Paused   bool
 }
 
 // Runner is a runner of the coordinator.
 type Runner struct {
 	ID          int64
 	Token       string
+	ExpiresAt   time.Time // of the token; zero if it is good for ever
 	Description string
 	Type        RunnerType
 	Tags        []string
@@ -54,7 +58,9 @@ const queueExpiry = 60 * time.Minute
 type runner struct {
 	RunnerOptions
 	id          int64
+	prefix      string // of its tokens
 	token       string
+	tokenEnds   time.Time // the token is refused from then on; zero: never
 	match       *queue.Runner
 	contactedAt time.Time
 	managers    map[string]time.Time
@@ -88,6 +94,9 @@ func (o *RunnerOptions) complete() error {
 	if o.MaximumTimeout < 0 {
 		return fmt.Errorf("maximum timeout %s: must not be negative", o.MaximumTimeout)
 	}
+	if o.TokenTTL < 0 {
+		return fmt.Errorf("token TTL %s: must not be negative", o.TokenTTL)
+	}
 	return nil
 }
 
@@ -107,7 +116,7 @@ func (c *Coordinator) addRunner(o RunnerOptions, prefix string) (*runner, error)
 		return nil, err
 	}
 	r := &runner{
-		RunnerOptions: o, id: c.id("runner"), token: token(prefix),
+		RunnerOptions: o, id: c.id("runner"), prefix: prefix,
 		managers: map[string]time.Time{}, changed: make(chan struct{}),
 		match: &queue.Runner{Tags: o.Tags, RunUntagged: o.RunUntagged, Protected: o.RefProtected},
 	}
@@ -125,7 +134,8 @@ func (c *Coordinator) addRunner(o RunnerOptions, prefix string) (*runner, error)
 			r.match.Projects = append(r.match.Projects, p.id)
 		}
 	}
-	c.runners[r.id], c.tokens[r.token] = r, r
+	c.runners[r.id] = r
+	c.giveToken(r)
 	return r, nil
 }
 
@@ -187,9 +197,26 @@ func (c *Coordinator) ResetToken(runnerID int64) (Runner, error) {
 
 func (c *Coordinator) resetToken(r *runner) {
 	delete(c.tokens, r.token)
-	r.token = token("glrt-")
-	c.tokens[r.token] = r
+	c.giveToken(r)
 	r.expiresAt, r.observed = time.Time{}, false // the value belongs to the token
+}
+
+// giveToken makes a token for a runner that has none. Its life begins now.
+func (c *Coordinator) giveToken(r *runner) {
+	r.token, r.tokenEnds = token(r.prefix), time.Time{}
+	if ttl := cmp.Or(r.TokenTTL, c.opts.RunnerTokenTTL); ttl > 0 {
+		r.tokenEnds = time.Now().Add(ttl)
+	}
+	c.tokens[r.token] = r
+}
+
+// byToken returns the runner with a token that has not expired, or nil.
+func (c *Coordinator) byToken(token string, now time.Time) *runner {
+	r := c.tokens[token]
+	if r == nil || !r.tokenEnds.IsZero() && !now.Before(r.tokenEnds) {
+		return nil
+	}
+	return r
 }
 
 // RemoveRunner deletes a runner; jobs that it has go on and can be reported.
@@ -212,7 +239,7 @@ func (c *Coordinator) removeRunner(r *runner) {
 
 func (r *runner) snapshot() Runner {
 	s := Runner{
-		ID: r.id, Token: r.token, Description: r.Description, Type: r.Type, Tags: slices.Clone(r.Tags), Paused: r.Paused,
+		ID: r.id, Token: r.token, ExpiresAt: r.tokenEnds, Description: r.Description, Type: r.Type, Tags: slices.Clone(r.Tags), Paused: r.Paused,
 		ContactedAt: r.contactedAt,
 	}
 	for m := range r.managers {

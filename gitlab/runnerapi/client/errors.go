@@ -57,7 +57,10 @@ func (e *StatusError) Error() string {
 	return s
 }
 
-const maxMessage = 500
+const (
+	maxMessage  = 500
+	htmlMessage = "answered with an HTML page; is the URL of the GitLab right?"
+)
 
 // statusError reads what is left of an answer and closes nothing.
 func (r *response) statusError(now time.Time) *StatusError {
@@ -89,9 +92,8 @@ func message(res *http.Response) (text string, html bool) {
 	if len(body) == 0 {
 		return "", false
 	}
-	media, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
-	if media == "text/html" || looksLikeHTML(body) {
-		return "answered with an HTML page; is the URL of the GitLab right?", true
+	if isHTML(res.Header) || looksLikeHTML(body) {
+		return htmlMessage, true
 	}
 	var answer struct {
 		Message          json.RawMessage `json:"message"`
@@ -120,6 +122,11 @@ func message(res *http.Response) (text string, html bool) {
 		sentence = answer.Error
 	}
 	return limited(sentence, maxMessage), false
+}
+
+func isHTML(h http.Header) bool {
+	media, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
+	return media == "text/html"
 }
 
 func looksLikeHTML(body []byte) bool {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -92,7 +93,7 @@ func (c *Client) RequestJob(ctx context.Context, r runnerapi.JobRequest, lane La
 func readEnvelope(payload []byte, e *runnerapi.Envelope) error {
 	switch err := json.Unmarshal(payload, e); {
 	case err != nil && looksLikeHTML(payload):
-		return fmt.Errorf("answered with an HTML page; is the URL of the GitLab right?")
+		return errors.New(htmlMessage)
 	case err != nil:
 		return fmt.Errorf("the job's payload (%d bytes) is not readable: %w", len(payload), err)
 	case e.ID <= 0:
@@ -101,38 +102,6 @@ func readEnvelope(payload []byte, e *runnerapi.Envelope) error {
 		return fmt.Errorf("the payload of job %d has no token", e.ID)
 	}
 	return nil
-}
-
-// Verify asks whether GitLab knows the runner (POST /runners/verify) and tells it who asks. GitLab's 403 is a
-// *StatusError: the token is wrong or the runner was deleted.
-func (c *Client) Verify(ctx context.Context, r runnerapi.VerifyRequest) (*runnerapi.VerifyResponse, error) {
-	res, err := c.sendJSON(ctx, &request{
-		lane: laneReport, timeout: verifyTimeout, method: http.MethodPost, path: "runners/verify",
-		tokenHeader: runnerapi.HeaderRunnerToken, token: r.Token, json: true,
-	}, r)
-	if err != nil {
-		return nil, err
-	}
-	defer res.close()
-	if res.StatusCode != http.StatusOK {
-		return nil, res.statusError(c.now())
-	}
-	body, err := res.read(maxAnswer)
-	if err != nil {
-		return nil, err
-	}
-	if looksLikeHTML(bytes.TrimSpace(body)) {
-		res.Body = io.NopCloser(bytes.NewReader(body))
-		return nil, res.statusError(c.now())
-	}
-	verified := new(runnerapi.VerifyResponse)
-	// An old GitLab answers 200 with a text; that it knows the token is all that matters.
-	if json.Valid(body) {
-		if err := json.Unmarshal(body, verified); err != nil {
-			verified = new(runnerapi.VerifyResponse)
-		}
-	}
-	return verified, nil
 }
 
 // sendJSON sends v as the body.
