@@ -1,0 +1,182 @@
+// Package policy reads the fleet's policy of fair usage: who gets which share, which jobs go first, and how agents are
+// chosen. It is pure: it is given a text and answers with what the text says, or with every mistake and its place.
+package policy
+
+import (
+	"slices"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/internal/yamlform"
+)
+
+// MaxSize is the longest text of a policy, in bytes.
+const MaxSize = 1 << 20
+
+// Limits of a policy.
+const (
+	maxNodes    = 20000
+	maxRunners  = 1000
+	maxRules    = 200
+	maxClasses  = 16
+	maxWeight   = 1000
+	maxSlots    = 1000000
+	maxPriority = 1000
+	maxHold     = 100
+	maxAhead    = 5 * time.Minute
+	longest     = 30 * 24 * time.Hour
+)
+
+// Mode is how slots are shared.
+type Mode string
+
+// The modes.
+const (
+	// Fair shares slot-seconds by weight over the tree of groups and projects.
+	Fair Mode = "fair"
+	// GitLab is GitLab's own rule for instance runners: the project with the fewest running jobs, then the oldest job.
+	GitLab Mode = "gitlab"
+	// FIFO serves jobs in the order of their arrival.
+	FIFO Mode = "fifo"
+)
+
+// ClassNormal is the class of jobs that no rule gives another.
+const ClassNormal = "normal"
+
+// Policy is what a policy says, with the defaults of what it leaves out. It is not changed once made; any number of
+// goroutines may use it.
+type Policy struct {
+	Mode Mode
+	// Ageing is the time of waiting after which a job's priority counts one step higher; 0: it never does.
+	Ageing time.Duration
+	// Credit is how far a project that used less than its share may be ahead when it comes back, in time of one slot.
+	Credit time.Duration
+	// HalfLife is the time in which half of what a project has used is forgiven; 0: it is not.
+	HalfLife time.Duration
+	// FirstGuess is how long a project's jobs are taken to last before any has ended.
+	FirstGuess time.Duration
+
+	// Classes are the classes of jobs, the one that goes first in front. ClassNormal is always among them.
+	Classes []string
+	// Projects is what holds for every project that Nodes says nothing else about.
+	Projects Share
+	Nodes    []Node
+	Runners  []Runner
+	// Places is how agents are chosen; the first that names a runner, or names none, counts.
+	Places []Place
+
+	rules []rule
+}
+
+// Share is what a node of the tree may have.
+type Share struct {
+	// Weight is the part of the slots in relation to its siblings'; 1 or more.
+	Weight int
+	// Guaranteed is the number of slots up to which it goes before others; 0: none.
+	Guaranteed int
+	// Soft is the number of slots from which it comes after others, Hard the number that it never exceeds; 0: no limit.
+	Soft, Hard int
+	// Paused: nothing of it starts.
+	Paused bool
+}
+
+// Node is a group or project with a share of its own.
+type Node struct {
+	// GitLab is the address of its GitLab; empty: the path is meant on each.
+	GitLab string
+	// Path is the full path of the group or project; empty: the whole GitLab.
+	Path string
+	Share
+	// Classes are those that jobs below it may have. A class that goes before ClassNormal has no effect on a job that is
+	// below no node which grants it; others need no grant.
+	Classes []string
+}
+
+// Runner is what holds for a runner of the control plane's configuration.
+type Runner struct {
+	Name string
+	Share
+	// Path is the group or project that the runner's claims are charged to; empty: the whole GitLab.
+	Path string
+	// Hold is how many claimed jobs that may not start now are kept at most before the runner stops claiming.
+	Hold int
+	// Ahead is how many jobs of one project may be claimed without a slot, AheadFor how long such a job waits at most.
+	Ahead    int
+	AheadFor time.Duration
+}
+
+// DefaultHold is Runner.Hold where the policy says nothing.
+const DefaultHold = 3
+
+// Strategy is how one of several free agents is chosen.
+type Strategy string
+
+// The strategies.
+const (
+	// Spread takes the agent with the most free slots.
+	Spread Strategy = "spread"
+	// Pack takes the agent with the fewest free slots, so that others become idle and can be taken away.
+	Pack Strategy = "pack"
+)
+
+// Place is how agents are chosen for the jobs of some runners.
+type Place struct {
+	Runners  []string // names; none: all
+	Strategy Strategy
+	// Warm says whether an agent that has built the project before is preferred, WarmWait how long a job waits for it at
+	// most, while nobody else wants the slots that are free.
+	Warm     bool
+	WarmWait time.Duration
+}
+
+// Default is the policy of a fleet that was given none.
+func Default() *Policy {
+	return &Policy{
+		Mode: Fair, Ageing: 10 * time.Minute, Credit: 10 * time.Minute, HalfLife: time.Hour, FirstGuess: 5 * time.Minute,
+		Classes: []string{ClassNormal}, Projects: Share{Weight: 1},
+		Places: []Place{{Strategy: Spread, Warm: true}},
+	}
+}
+
+// Parse reads a policy. name is what the text is called in messages. The error is yamlform.Problems: all mistakes, each
+// with its place. Warnings come with a policy and with an error alike.
+func Parse(name string, text []byte) (*Policy, []yamlform.Problem, error) {
+	if len(text) > MaxSize {
+		return nil, nil, yamlform.Problems{{File: name, Message: "it has more than 1024 KiB", Hint: "give shares to groups instead of to each of their projects"}}
+	}
+	r, root, err := yamlform.Parse(name, text)
+	if err != nil {
+		return nil, nil, err
+	}
+	p := (&reading{Reader: r}).policy(root)
+	if err := r.Err(); err != nil {
+		return nil, r.Warnings(), err
+	}
+	return p, r.Warnings(), nil
+}
+
+// NeedsGrant says whether jobs may have the class only where a node grants it: it goes before ClassNormal.
+func (p *Policy) NeedsGrant(class string) bool { return needsGrant(p.Classes, class) }
+
+func needsGrant(classes []string, class string) bool {
+	return slices.Index(classes, class) < slices.Index(classes, ClassNormal)
+}
+
+// Runner returns what the policy says of a runner, with defaults if it says nothing.
+func (p *Policy) Runner(name string) Runner {
+	for _, r := range p.Runners {
+		if r.Name == name {
+			return r
+		}
+	}
+	return Runner{Name: name, Share: Share{Weight: 1}, Hold: DefaultHold}
+}
+
+// Place returns how agents are chosen for a runner's jobs.
+func (p *Policy) Place(runner string) Place {
+	for _, place := range p.Places {
+		if len(place.Runners) == 0 || slices.Contains(place.Runners, runner) {
+			return place
+		}
+	}
+	return Place{Strategy: Spread, Warm: true}
+}
