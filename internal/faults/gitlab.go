@@ -14,6 +14,7 @@ import (
 // Kind is what goes wrong with a request.
 type Kind string
 
+// What can go wrong.
 const (
 	Status   Kind = "status"   // the answer is Fault.Code with Fault.Header
 	HTML     Kind = "html"     // the answer is a page, as of a proxy or a login

@@ -58,26 +58,32 @@ func newFixture(t *testing.T) fixture {
 	return fixture{g, behind, &http.Client{Transport: transport, Timeout: time.Minute}, t}
 }
 
-// post returns the answer and how far its body could be read.
-func (f fixture) post(path, body string) (*http.Response, string, error) {
+// got is an answer, with as much of its body as could be read.
+type got struct {
+	code   int
+	header http.Header
+	body   string
+}
+
+func (f fixture) post(path, body string) (got, error) {
 	f.t.Helper()
 	resp, err := f.client.Post(f.URL()+path, "text/plain", strings.NewReader(body))
 	if err != nil {
-		return nil, "", err
+		return got{}, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	return resp, string(b), err
+	return got{resp.StatusCode, resp.Header, string(b)}, err
 }
 
 func TestWhatNoRuleWantsPassesUnchanged(t *testing.T) {
 	f := newFixture(t)
 	f.Set(Rule{Match: func(r *http.Request) bool { return r.URL.Path == "/other" }, Fault: Fault{Kind: Reset}})
-	resp, body, err := f.post("/", "hello")
+	g, err := f.post("/", "hello")
 	require.NoError(t, err)
-	require.Equal(t, 201, resp.StatusCode)
-	require.Equal(t, "yes", resp.Header.Get("X-Upstream"))
-	require.Equal(t, "you said hello", body)
+	require.Equal(t, 201, g.code)
+	require.Equal(t, "yes", g.header.Get("X-Upstream"))
+	require.Equal(t, "you said hello", g.body)
 	require.Empty(t, f.Injected())
 }
 
@@ -86,36 +92,36 @@ func TestFaultsBeforeAndAfterTheEffect(t *testing.T) {
 		name  string
 		path  string
 		fault Fault
-		check func(t *testing.T, resp *http.Response, body string, err error)
+		check func(t *testing.T, g got, err error)
 		// effects of one request, and whether its answer is lost
 		effects int64
 		lost    bool
 	}{
-		{name: "status", fault: Fault{Kind: Status, Code: 429, Header: http.Header{"Retry-After": {"7"}}}, check: func(t *testing.T, resp *http.Response, body string, err error) {
+		{name: "status", fault: Fault{Kind: Status, Code: 429, Header: http.Header{"Retry-After": {"7"}}}, check: func(t *testing.T, g got, err error) {
 			require.NoError(t, err)
-			require.Equal(t, 429, resp.StatusCode)
-			require.Equal(t, "7", resp.Header.Get("Retry-After"))
-			require.JSONEq(t, `{"message":"429 Too Many Requests"}`, body)
+			require.Equal(t, 429, g.code)
+			require.Equal(t, "7", g.header.Get("Retry-After"))
+			require.JSONEq(t, `{"message":"429 Too Many Requests"}`, g.body)
 		}},
-		{name: "status after", fault: Fault{Kind: Status, AfterEffect: true}, effects: 1, lost: true, check: func(t *testing.T, resp *http.Response, _ string, err error) {
+		{name: "status after", fault: Fault{Kind: Status, AfterEffect: true}, effects: 1, lost: true, check: func(t *testing.T, g got, err error) {
 			require.NoError(t, err)
-			require.Equal(t, 500, resp.StatusCode)
-			require.Empty(t, resp.Header.Get("X-Upstream"))
+			require.Equal(t, 500, g.code)
+			require.Empty(t, g.header.Get("X-Upstream"))
 		}},
-		{name: "page", fault: Fault{Kind: HTML}, check: func(t *testing.T, resp *http.Response, body string, err error) {
+		{name: "page", fault: Fault{Kind: HTML}, check: func(t *testing.T, g got, err error) {
 			require.NoError(t, err)
-			require.Equal(t, 200, resp.StatusCode)
-			require.Contains(t, resp.Header.Get("Content-Type"), "text/html")
-			require.Contains(t, body, "<html>")
+			require.Equal(t, 200, g.code)
+			require.Contains(t, g.header.Get("Content-Type"), "text/html")
+			require.Contains(t, g.body, "<html>")
 		}},
 		{name: "reset", fault: Fault{Kind: Reset}, check: wasReset},
 		{name: "lost answer", fault: Fault{Kind: Reset, AfterEffect: true}, effects: 1, lost: true, check: wasReset},
-		{name: "truncated body", fault: Fault{Kind: Truncate}, effects: 1, lost: true, check: func(t *testing.T, resp *http.Response, body string, err error) {
+		{name: "truncated body", fault: Fault{Kind: Truncate}, effects: 1, lost: true, check: func(t *testing.T, g got, err error) {
 			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-			require.Equal(t, 201, resp.StatusCode)
-			require.Equal(t, "you sai", body)
+			require.Equal(t, 201, g.code)
+			require.Equal(t, "you sai", g.body)
 		}},
-		{name: "truncated head", path: "empty", fault: Fault{Kind: Truncate}, effects: 1, lost: true, check: func(t *testing.T, _ *http.Response, _ string, err error) {
+		{name: "truncated head", path: "empty", fault: Fault{Kind: Truncate}, effects: 1, lost: true, check: func(t *testing.T, _ got, err error) {
 			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		}},
 		{name: "delay", fault: Fault{Kind: Delay, Wait: time.Millisecond}, effects: 1, check: passed},
@@ -132,8 +138,8 @@ func TestFaultsBeforeAndAfterTheEffect(t *testing.T) {
 				seen = append(seen, i)
 			})
 			f.Set(Rule{Fault: c.fault, Times: 1})
-			resp, body, err := f.post("/"+c.path, "hello")
-			c.check(t, resp, body, err)
+			g, err := f.post("/"+c.path, "hello")
+			c.check(t, g, err)
 			require.Equal(t, c.effects, f.behind.effects.Load())
 			require.Equal(t, map[Kind]int{c.fault.Kind: 1}, f.Injected())
 			mu.Lock()
@@ -145,21 +151,21 @@ func TestFaultsBeforeAndAfterTheEffect(t *testing.T) {
 			}
 			mu.Unlock()
 
-			resp, body, err = f.post("/", "hello") // Times is used up
-			passed(t, resp, body, err)
+			g, err = f.post("/", "hello") // Times is used up
+			passed(t, g, err)
 		})
 	}
 }
 
-func passed(t *testing.T, resp *http.Response, body string, err error) {
+func passed(t *testing.T, g got, err error) {
 	t.Helper()
 	require.NoError(t, err)
-	require.Equal(t, 201, resp.StatusCode)
-	require.Equal(t, "yes", resp.Header.Get("X-Upstream"))
-	require.Equal(t, "you said hello", body)
+	require.Equal(t, 201, g.code)
+	require.Equal(t, "yes", g.header.Get("X-Upstream"))
+	require.Equal(t, "you said hello", g.body)
 }
 
-func wasReset(t *testing.T, _ *http.Response, _ string, err error) {
+func wasReset(t *testing.T, _ got, err error) {
 	t.Helper()
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 }
@@ -168,9 +174,9 @@ func TestSlowBodiesTakeTheirTime(t *testing.T) {
 	f := newFixture(t)
 	f.Set(Rule{Fault: Fault{Kind: Slow, BytesPerSecond: 400}})
 	began := time.Now()
-	_, body, err := f.post("/", strings.Repeat("x", 100))
+	g, err := f.post("/", strings.Repeat("x", 100))
 	require.NoError(t, err)
-	require.Len(t, body, len("you said ")+100)
+	require.Len(t, g.body, len("you said ")+100)
 	require.GreaterOrEqual(t, time.Since(began), 500*time.Millisecond, "100 bytes there and 109 back")
 }
 
@@ -203,7 +209,7 @@ func TestCloseEndsHungRequests(t *testing.T) {
 		<-hung
 		closed <- f.Close()
 	}()
-	_, _, err := f.post("/", "hello")
+	_, err := f.post("/", "hello")
 	require.Error(t, err)
 	require.NoError(t, <-closed)
 }
@@ -217,13 +223,13 @@ func TestTheFirstRuleThatHasTheChanceWins(t *testing.T) {
 	)
 	var codes []int
 	for range 4 {
-		resp, _, err := f.post("/", "hello")
+		g, err := f.post("/", "hello")
 		require.NoError(t, err)
-		codes = append(codes, resp.StatusCode)
+		codes = append(codes, g.code)
 	}
 	require.Equal(t, []int{503, 502, 503, 201}, codes)
 	f.Set()
-	_, _, err := f.post("/", "hello")
+	_, err := f.post("/", "hello")
 	require.NoError(t, err)
 	require.Equal(t, 4, chances, "replaced rules are not asked")
 	require.Equal(t, map[Kind]int{Status: 3}, f.Injected())

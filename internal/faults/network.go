@@ -12,6 +12,7 @@ import (
 // Direction is one or both ways of a [Network].
 type Direction uint8
 
+// The directions.
 const (
 	ToPlane  Direction = 1 << iota // what agents send
 	ToAgents                       // what the control plane sends
@@ -140,9 +141,7 @@ func (n *Network) accept() {
 			n.resetting.Add(1)
 			closeHard(conn)
 		default:
-			l := &link{network: n, agent: conn}
-			l.ctx, l.cancel = context.WithCancel(n.ctx)
-			n.links[l] = struct{}{}
+			l := n.link(conn)
 			if n.cut != 0 {
 				l.lost = true // the handshake would not have come to its end
 				n.work.Go(func() { n.swallow(l) })
@@ -152,6 +151,14 @@ func (n *Network) accept() {
 		}
 		n.mu.Unlock()
 	}
+}
+
+// link notes a connection from an agent. mu is held.
+func (n *Network) link(agent net.Conn) *link {
+	l := &link{network: n, agent: agent}
+	l.ctx, l.cancel = context.WithCancel(n.ctx)
+	n.links[l] = struct{}{}
+	return l
 }
 
 // swallow is a connection that was opened during a cut: nobody is on the other side until it is reset.

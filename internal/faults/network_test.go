@@ -81,6 +81,19 @@ func requireNothing(t *testing.T, conn net.Conn) {
 	require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 }
 
+// requireRefused dials: the RST may come before the dialer has returned.
+func (w wire) requireRefused(t *testing.T) {
+	t.Helper()
+	conn, err := net.Dial("tcp", w.Addr())
+	if err != nil {
+		require.ErrorIs(t, err, syscall.ECONNRESET)
+		return
+	}
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	requireReset(t, conn)
+}
+
 func (w wire) untilSwallowed(t *testing.T, bytes int64) {
 	t.Helper()
 	require.Eventually(t, func() bool { return w.Traffic().Swallowed >= bytes }, time.Minute, time.Millisecond)
@@ -156,7 +169,7 @@ func TestResetAndRefuse(t *testing.T) {
 	requireReset(t, w.agent)
 	requireReset(t, w.plane)
 	w.Refuse(true)
-	requireReset(t, w.dial(t))
+	w.requireRefused(t)
 	w.Refuse(false)
 	agent, plane := w.connect(t)
 	say(t, agent, plane, "again")
@@ -165,7 +178,7 @@ func TestResetAndRefuse(t *testing.T) {
 func TestNobodyAtTheTarget(t *testing.T) {
 	w := newWire(t)
 	require.NoError(t, w.listener.Close())
-	requireReset(t, w.dial(t))
+	w.requireRefused(t)
 }
 
 func TestDelayIsLatency(t *testing.T) {
