@@ -22,7 +22,7 @@ const (
 	Truncate Kind = "truncate" // the connection ends within the body; within the head if there is no body
 	Delay    Kind = "delay"    // Fault.Wait passes, nothing else is wrong
 	Slow     Kind = "slow"     // both bodies go at Fault.BytesPerSecond
-	Hang     Kind = "hang"     // there is no answer until the client goes or the proxy is closed
+	Hang     Kind = "hang"     // there is no answer: the connection ends after Fault.Wait, or when the client goes or the proxy is closed
 )
 
 // Fault is one way to spoil a request.
@@ -33,7 +33,7 @@ type Fault struct {
 	AfterEffect bool
 	Code        int           // of Status, 0 is 500; of HTML, 0 is 200
 	Header      http.Header   // further headers of Status and HTML: Retry-After, RateLimit-ResetTime
-	Wait        time.Duration // of Delay
+	Wait        time.Duration // of Delay; of Hang, 0 is for ever
 	// BytesPerSecond is the speed of Slow, in each direction; at least 1.
 	BytesPerSecond int
 }
@@ -194,6 +194,11 @@ func (g *GitLab) spoil(w http.ResponseWriter, r *http.Request, f Fault) {
 		}
 	}
 	g.observe(injection)
+	if f.Kind == Hang || f.Kind == Delay {
+		if err := readBody(r); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}
 	switch f.Kind {
 	case Reset:
 		reset(w)
@@ -202,7 +207,11 @@ func (g *GitLab) spoil(w http.ResponseWriter, r *http.Request, f Fault) {
 	case HTML:
 		page(w, f)
 	case Hang:
-		<-r.Context().Done()
+		if f.Wait > 0 {
+			wait(r.Context(), f.Wait)
+		} else {
+			<-r.Context().Done()
+		}
 		panic(http.ErrAbortHandler)
 	case Delay:
 		wait(r.Context(), f.Wait)

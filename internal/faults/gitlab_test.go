@@ -124,6 +124,9 @@ func TestFaultsBeforeAndAfterTheEffect(t *testing.T) {
 		{name: "truncated head", path: "empty", fault: Fault{Kind: Truncate}, effects: 1, lost: true, check: func(t *testing.T, _ got, err error) {
 			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		}},
+		{name: "no answer for a while", fault: Fault{Kind: Hang, Wait: time.Millisecond}, check: func(t *testing.T, _ got, err error) {
+			require.ErrorIs(t, err, io.EOF)
+		}},
 		{name: "delay", fault: Fault{Kind: Delay, Wait: time.Millisecond}, effects: 1, check: passed},
 		{name: "delayed answer", fault: Fault{Kind: Delay, AfterEffect: true, Wait: time.Millisecond}, effects: 1, check: passed},
 		{name: "slow", fault: Fault{Kind: Slow, BytesPerSecond: 1000}, effects: 1, check: passed},
@@ -191,7 +194,7 @@ func TestHangLastsUntilTheClientGoes(t *testing.T) {
 			<-hung
 			cancel()
 		}()
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, f.URL(), nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.URL(), strings.NewReader("hello"))
 		require.NoError(t, err)
 		_, err = f.client.Do(req) //nolint:bodyclose // there is no answer
 		require.ErrorIs(t, err, context.Canceled)
