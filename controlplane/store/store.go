@@ -72,6 +72,10 @@ type Envelope struct {
 	Protected   bool          `json:"protected"`
 	Timeout     time.Duration `json:"timeout"`
 	DebugTrace  bool          `json:"debug_trace"`
+	// StopAfter and LostAfter are the job's lease, S and L of the design, as they were when it was claimed: an agent may
+	// have been told S, so they stay. 0: the job is older than leases of jobs.
+	StopAfter time.Duration `json:"stop_after,omitempty"`
+	LostAfter time.Duration `json:"lost_after,omitempty"`
 	// ServerCA is the PEM of the chain that GitLab's connection showed, if TLS was used with a private CA.
 	ServerCA string `json:"server_ca,omitempty"`
 }

@@ -117,7 +117,7 @@ func (s *Store) StartJob(ctx context.Context, id, epoch int64, at time.Time) err
 }
 
 // DropPayload implements store.Jobs.
-func (s *Store) DropPayload(id int64) { s.writer.drop(id) }
+func (s *Store) DropPayload(id int64) { s.writer.queue.Drop(id) }
 
 // FinishJob implements store.Jobs.
 func (s *Store) FinishJob(ctx context.Context, id, epoch int64, r store.Result) error {

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/switchyard-ci/switchyard/controlplane/store"
+	"github.com/switchyard-ci/switchyard/controlplane/store/groupcommit"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sealing"
 )
 
@@ -26,16 +27,16 @@ func openStore(t *testing.T) *Store {
 func (w *writer) hold(t *testing.T) (release func()) {
 	t.Helper()
 	busy, free := make(chan struct{}), make(chan struct{})
-	holder := &write{ctx: t.Context(), done: make(chan struct{}), run: func(*tx) error {
+	holder, err := w.queue.Add(t.Context(), func(*tx) error {
 		close(busy)
 		<-free
 		return nil
-	}}
-	require.NoError(t, w.enqueue(t.Context(), holder))
+	})
+	require.NoError(t, err)
 	<-busy
 	return func() {
 		close(free)
-		<-holder.done
+		require.NoError(t, holder.Wait(t.Context()))
 	}
 }
 
@@ -43,17 +44,17 @@ func (w *writer) hold(t *testing.T) (release func()) {
 func (w *writer) together(t *testing.T, drop int64, run ...func(*tx) error) []error {
 	t.Helper()
 	release := w.hold(t)
-	w.drop(drop)
+	w.queue.Drop(drop)
 	items := make([]*write, len(run))
 	for i, run := range run {
-		items[i] = &write{ctx: t.Context(), run: run, done: make(chan struct{})}
-		require.NoError(t, w.enqueue(t.Context(), items[i]))
+		var err error
+		items[i], err = w.queue.Add(t.Context(), run)
+		require.NoError(t, err)
 	}
 	release()
 	errs := make([]error, len(run))
 	for i, item := range items {
-		<-item.done
-		errs[i] = item.err
+		errs[i] = item.Wait(t.Context())
 	}
 	return errs
 }
@@ -139,19 +140,18 @@ func TestAWriteThatFailsTheDiskDoesNotTakeOthersWithIt(t *testing.T) {
 	require.ErrorIs(t, explain(errs[3]), store.ErrFull)
 	require.NoError(t, errs[4])
 	require.Equal(t, []string{"a", "c"}, s.runnerNames(t))
-	require.Equal(t, map[int64]struct{}{7: {}}, s.writer.takeDrops(), "kept for the next commit")
+	require.Equal(t, []int64{7}, s.writer.queue.Drops(), "kept for the next commit")
 }
 
 func TestAWriteThatNobodyWaitsForIsLeftOut(t *testing.T) {
 	s := openStore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	release := s.writer.hold(t)
-	left := &write{ctx: ctx, run: addRunner("a", nil), done: make(chan struct{})}
-	require.NoError(t, s.writer.enqueue(ctx, left))
+	left, err := s.writer.queue.Add(ctx, addRunner("a", nil))
+	require.NoError(t, err)
 	cancel()
 	release()
-	<-left.done
-	require.ErrorIs(t, left.err, context.Canceled)
+	require.ErrorIs(t, left.Wait(t.Context()), context.Canceled)
 	require.Empty(t, s.runnerNames(t))
 }
 
@@ -159,14 +159,14 @@ func TestAWriteThatNobodyWaitsForIsLeftOut(t *testing.T) {
 func TestDropsMakeACommitOfTheirOwn(t *testing.T) {
 	s := openStore(t)
 	require.NoError(t, s.writer.do(t.Context(), func(t *tx) error {
-		for job := range int64(dropLimit) {
+		for job := range int64(groupcommit.DropLimit) {
 			if err := t.exec(t.insertPayload, job, []byte("x")); err != nil {
 				return err
 			}
 		}
 		return nil
 	}))
-	for job := range int64(dropLimit) {
+	for job := range int64(groupcommit.DropLimit) {
 		s.DropPayload(job)
 	}
 	require.Eventually(t, func() bool {
