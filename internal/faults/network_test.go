@@ -165,6 +165,7 @@ func TestWhatLostNothingOutlivesTheCut(t *testing.T) {
 
 func TestResetAndRefuse(t *testing.T) {
 	w := newWire(t)
+	say(t, w.agent, w.plane, "hello")
 	w.Reset()
 	requireReset(t, w.agent)
 	requireReset(t, w.plane)
