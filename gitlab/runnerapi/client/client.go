@@ -1,7 +1,9 @@
 // Package client speaks GitLab's Runner API: it asks for jobs, reports their state and appends to their traces.
 //
-// It retries nothing and decides nothing: every call is one HTTP request, and its result says what GitLab answered and
-// how long it wants to be left alone. Who calls decides what a retry may cost. Redirects are not followed, because they
+// It retries nothing: every call is at most one HTTP request, and its result says what GitLab answered and how long it wants
+// to be left alone. Who calls decides what a retry may cost. While GitLab does not work a call fails at once, with a
+// *TransportError around a *breaker.OpenError, and nothing is sent but one request at a time that finds out whether it
+// works again. Redirects are not followed, because they
 // turn a POST into a GET and carry tokens to another host; they are errors that name the new address.
 package client
 
@@ -14,6 +16,8 @@ import (
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi/breaker"
 )
 
 // Lane says which connections a request for a job uses, so that held watches never stand in the way of claims.
@@ -56,7 +60,11 @@ type Options struct {
 	KeyFile  string
 	// UserAgent is sent with each request. Empty: "switchyard (<Go version>; <os>/<arch>)".
 	UserAgent string
-	// Logger gets one debug line per request; nil discards it.
+	// RequestsPerSecond bounds all requests together; 0: DefaultRequestsPerSecond. A GitLab that answers 429 gets fewer.
+	RequestsPerSecond float64
+	// Breaker says when a GitLab that does not work is left alone.
+	Breaker breaker.Settings
+	// Logger gets one debug line per request, and when GitLab stops working and works again; nil discards it.
 	Logger *slog.Logger
 }
 
@@ -68,6 +76,7 @@ type Client struct {
 	tls       *tlsFiles
 	now       func() time.Time
 	serverCA  serverCA
+	gate      *gate
 
 	mu         sync.Mutex
 	transports [laneCount]*http.Transport
@@ -97,6 +106,7 @@ func New(o Options) (*Client, error) {
 	if c.logger == nil {
 		c.logger = slog.New(slog.DiscardHandler)
 	}
+	c.gate = newGate(o, c.URL(), c.now(), c.logger)
 	c.serverCA.custom = files.custom()
 	c.transports = newTransports(files.config())
 	c.renewAt = c.now().Add(maxConnectionAge)

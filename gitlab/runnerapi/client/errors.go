@@ -74,6 +74,9 @@ func (r *response) statusError(now time.Time) *StatusError {
 		}
 	}
 	e.Message, e.HTML = message(r.Response)
+	if e.HTML {
+		r.broken = e
+	}
 	return e
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -78,9 +77,7 @@ func (c *Client) RequestJob(ctx context.Context, r runnerapi.JobRequest, lane La
 			return nil, err
 		}
 		if err := readEnvelope(result.Payload, &result.Envelope); err != nil {
-			return nil, &StatusError{
-				Method: http.MethodPost, URL: res.url, Code: res.StatusCode, Message: err.Error(), HTML: looksLikeHTML(result.Payload),
-			}
+			return nil, res.unusable(result.Payload, err.Error())
 		}
 		result.Status = JobReceived
 		result.ServerCA = c.serverCA.of(res.TLS)
@@ -92,8 +89,6 @@ func (c *Client) RequestJob(ctx context.Context, r runnerapi.JobRequest, lane La
 
 func readEnvelope(payload []byte, e *runnerapi.Envelope) error {
 	switch err := json.Unmarshal(payload, e); {
-	case err != nil && looksLikeHTML(payload):
-		return errors.New(htmlMessage)
 	case err != nil:
 		return fmt.Errorf("the job's payload (%d bytes) is not readable: %w", len(payload), err)
 	case e.ID <= 0:

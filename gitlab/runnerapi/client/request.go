@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi/breaker"
 )
 
 const (
@@ -48,6 +49,10 @@ type response struct {
 	req    *request
 	url    string
 	cancel context.CancelFunc
+	pass   breaker.Pass
+	gate   *gate
+	broken error // why the answer shows that GitLab does not work, as far as it was read
+	now    func() time.Time
 }
 
 // send sends a request and returns when the header of the answer is there. Its errors are *TransportError.
@@ -59,6 +64,15 @@ func (c *Client) send(ctx context.Context, r *request) (*response, error) {
 	if r.token == "" {
 		return nil, &TransportError{Method: r.method, URL: printable, Err: errNoToken}
 	}
+	body, err := r.rewind()
+	if err != nil {
+		return nil, &TransportError{Method: r.method, URL: printable, Err: err}
+	}
+	pass, err := c.gate.enter(ctx, c.now())
+	if err != nil {
+		return nil, &TransportError{Method: r.method, URL: printable, Err: err}
+	}
+	called := ctx
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	header := r.header
 	if header == nil {
@@ -70,11 +84,6 @@ func (c *Client) send(ctx context.Context, r *request) (*response, error) {
 	header["Content-Type"] = []string{r.contentType}
 	if r.json {
 		header["Accept"] = []string{"application/json"}
-	}
-	body, err := r.rewind()
-	if err != nil {
-		cancel()
-		return nil, &TransportError{Method: r.method, URL: printable, Err: err}
 	}
 	req := (&http.Request{
 		Method:        r.method,
@@ -97,6 +106,7 @@ func (c *Client) send(ctx context.Context, r *request) (*response, error) {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 			err = fmt.Errorf("%w (%w)", cause, err)
 		}
+		c.gate.unanswered(called, r.lane, pass, start.Add(took), err)
 		cancel()
 		c.transportFailed()
 		return nil, &TransportError{Method: r.method, URL: printable, Err: err, Hint: hintFor(err, c.base.Scheme)}
@@ -106,11 +116,19 @@ func (c *Client) send(ctx context.Context, r *request) (*response, error) {
 			slog.String("method", r.method), slog.String("path", r.path), slog.Int("code", res.StatusCode),
 			slog.Duration("took", took), slog.String("request_id", requestID(req, res)))
 	}
-	return &response{Response: res, took: took, req: r, url: printable, cancel: cancel}, nil
+	return &response{Response: res, took: took, req: r, url: printable, cancel: cancel, pass: pass, gate: c.gate, now: c.now}, nil
 }
 
-// close reads a short rest so that the connection can be used again.
+// close reads a short rest so that the connection can be used again, and says what the answer tells about GitLab.
 func (r *response) close() {
+	switch now := r.now(); {
+	case r.broken != nil:
+		r.gate.failed(r.pass, now, 0, r.broken)
+	case r.StatusCode >= 500 || isHTML(r.Header):
+		r.gate.failed(r.pass, now, retryAfter(r.Header, now), fmt.Errorf("%s %s: %s", r.req.method, r.url, r.Status))
+	default:
+		r.gate.answered(r.pass, now, r.StatusCode)
+	}
 	if r.ContentLength != 0 {
 		_, _ = io.CopyN(io.Discard, r.Body, maxDrain)
 	}
@@ -141,6 +159,7 @@ func (r *response) read(limit int64) ([]byte, error) {
 }
 
 func (r *response) readError(err error) error {
+	r.broken = err
 	return &TransportError{Method: r.req.method, URL: r.url, Err: fmt.Errorf("read the %d answer: %w", r.StatusCode, err)}
 }
 

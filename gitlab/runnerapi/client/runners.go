@@ -135,6 +135,7 @@ func (r *response) unusable(body []byte, message string) *StatusError {
 	e := &StatusError{Method: r.req.method, URL: r.url, Code: r.StatusCode, Message: message}
 	if looksLikeHTML(bytes.TrimSpace(body)) {
 		e.Message, e.HTML = htmlMessage, true
+		r.broken = e
 	}
 	return e
 }

@@ -156,10 +156,10 @@ func TestUnusableTokens(t *testing.T) {
 	defer c.Close()
 	for body, message := range map[string]string{
 		`{"token":"secret","token_expires_at":"soon"}`: "the answer is not readable",
-		`{"token":"secret`:                             "the answer is not readable",
-		`{"token":""}`:                                 "the answer has no token in it",
-		``:                                             "the answer is not readable",
-		`<html>secret</html>`:                          "answered with an HTML page",
+		`{"token":"secret`:    "the answer is not readable",
+		`{"token":""}`:        "the answer has no token in it",
+		``:                    "the answer is not readable",
+		`<html>secret</html>`: "answered with an HTML page",
 	} {
 		answer <- body
 		_, err := c.ResetToken(t.Context(), "old")
