@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/switchyard-ci/switchyard/controlplane/allocation"
+	"github.com/switchyard-ci/switchyard/controlplane/placement"
 )
 
 // A lease is one slot of one agent, held for a runner's claim that is under way or for a job. An agent's free slots are
@@ -152,14 +153,14 @@ func (d *Dispatcher) serveLocked(p *pool) bool {
 	if !ok {
 		return false
 	}
-	id, ok := p.agents.Best(nil)
+	choice, ok := p.agents.Best(placement.Want{})
 	if !ok {
 		return false
 	}
 	r := d.runners[k.Runner]
 	w := r.waiters[0]
 	r.waiters = slices.Delete(r.waiters, 0, 1)
-	l := r.takeSlotLocked(d.agents[id])
+	l := r.takeSlotLocked(d.agents[choice.Agent])
 	r.claims[l] = struct{}{}
 	w.slot <- l
 	r.rankLocked()
@@ -169,12 +170,14 @@ func (d *Dispatcher) serveLocked(p *pool) bool {
 // placeLocked gives a slot to the runner's oldest job that waits for one.
 func (d *Dispatcher) placeLocked(r *runner) bool {
 	j := r.waiting.Front().Value.(*job)
-	id, ok := r.pool.agents.Best(func(agent string) bool { return j.life.avoided[agent] })
+	choice, ok := r.pool.agents.Best(placement.Want{
+		Known: true, Protected: j.row.Envelope.Protected, Avoid: func(agent string) bool { return j.life.avoided[agent] },
+	})
 	if !ok {
 		return false
 	}
-	j.lease = r.takeSlotLocked(d.agents[id])
-	d.applyLocked(j, event{kind: evPlaced, agent: id})
+	j.lease = r.takeSlotLocked(d.agents[choice.Agent])
+	d.applyLocked(j, event{kind: evPlaced, agent: choice.Agent})
 	return true
 }
 
@@ -235,6 +238,6 @@ func (a *agent) free() int {
 func (a *agent) offerRoomLocked() {
 	free := a.free()
 	for _, p := range a.pools {
-		p.agents.Set(a.id, free)
+		p.agents.Set(placement.Agent{Name: a.id, Free: free})
 	}
 }

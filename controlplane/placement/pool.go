@@ -4,114 +4,201 @@ package placement
 
 import "container/heap"
 
-// Pool is a set of agents that are interchangeable for some runner's jobs, ordered so that the one with the most free
-// slots comes first and, among equals, the one that was chosen longest ago: work spreads evenly. The zero value is an
-// empty pool. A Pool is not safe for concurrent use. Every operation costs O(log n) for n agents.
+// Agent is one agent of a pool.
+type Agent struct {
+	Name string
+	// Free is its number of free slots. It may be negative while an agent that shrank still has more jobs than slots; one
+	// that is cordoned, drained or away has none.
+	Free int
+	// ProtectedOnly: it takes jobs of protected refs only.
+	ProtectedOnly bool
+}
+
+// Pool is a set of agents that are interchangeable for some runner's jobs: they have its executor and its labels. The
+// zero value is an empty pool. A Pool is not safe for concurrent use. Set, Remove and Chosen cost O(log n) for n agents.
 type Pool struct {
-	byAgent map[string]*entry
-	order   entries
-	turn    uint64
+	byName map[string]*entry
+	// Only agents with a free slot are in the orders.
+	open, restricted orders
+	members          [2]int // agents that take every job, and those that take only protected ones
+	turn             uint64
 }
 
-// Set adds an agent or changes its number of free slots, which may be negative while an agent that shrank still has
-// more jobs than slots.
-func (p *Pool) Set(agent string, free int) {
-	if e, ok := p.byAgent[agent]; ok {
-		if e.free != free {
-			e.free = free
-			heap.Fix(&p.order, e.index)
+// Set adds an agent or changes what is known of it.
+func (p *Pool) Set(a Agent) {
+	e := p.byName[a.Name]
+	switch {
+	case e == nil:
+		if p.byName == nil {
+			p.byName = make(map[string]*entry)
 		}
+		e = &entry{Agent: a, most: -1, least: -1}
+		p.byName[a.Name] = e
+	case e.Agent == a:
 		return
+	default:
+		p.of(e).remove(e)
+		p.members[e.kind()]--
+		e.Agent = a
 	}
-	if p.byAgent == nil {
-		p.byAgent = make(map[string]*entry)
+	p.members[e.kind()]++
+	if a.Free > 0 {
+		p.of(e).add(e)
 	}
-	e := &entry{agent: agent, free: free}
-	p.byAgent[agent] = e
-	heap.Push(&p.order, e)
 }
 
-// Remove takes an agent out: gone, draining, or no longer matching.
+// Remove takes an agent out: it is gone, or no longer has what the pool's agents have.
 func (p *Pool) Remove(agent string) {
-	if e, ok := p.byAgent[agent]; ok {
-		heap.Remove(&p.order, e.index)
-		delete(p.byAgent, agent)
+	if e, ok := p.byName[agent]; ok {
+		p.of(e).remove(e)
+		p.members[e.kind()]--
+		delete(p.byName, agent)
 	}
 }
 
-// Best returns the agent that should get the next job, or false if none has a free slot. Agents that avoid says yes to
-// are chosen only if no other has a free slot; avoid may be nil. Looking past an avoided one costs O(n).
-func (p *Pool) Best(avoid func(agent string) bool) (agent string, ok bool) {
-	if len(p.order) == 0 || p.order[0].free <= 0 {
-		return "", false
-	}
-	best := p.order[0]
-	if avoid == nil || !avoid(best.agent) {
-		return best.agent, true
-	}
-	var other *entry
-	for _, e := range p.order[1:] {
-		if e.free > 0 && !avoid(e.agent) && (other == nil || e.before(other)) {
-			other = e
-		}
-	}
-	if other != nil {
-		best = other
-	}
-	return best.agent, true
-}
-
-// Chosen notes that an agent was given a job, so that its equals come before it the next time.
+// Chosen notes that an agent was given a job, so that its equals come before it the next time (Spread), or behind it
+// (Pack).
 func (p *Pool) Chosen(agent string) {
-	if e, ok := p.byAgent[agent]; ok {
+	if e, ok := p.byName[agent]; ok {
 		p.turn++
 		e.turn = p.turn
-		heap.Fix(&p.order, e.index)
+		p.of(e).moved(e)
 	}
 }
 
-// Len returns the number of agents in the pool.
-func (p *Pool) Len() int { return len(p.order) }
+// Len returns the number of agents in the pool, with a free slot or without.
+func (p *Pool) Len() int { return len(p.byName) }
+
+func (p *Pool) of(e *entry) *orders {
+	if e.ProtectedOnly {
+		return &p.restricted
+	}
+	return &p.open
+}
 
 type entry struct {
-	agent string
-	free  int
-	turn  uint64
-	index int
+	Agent
+	turn        uint64
+	most, least int // indices in the orders; -1 if it is not in them
 }
 
-func (e *entry) before(other *entry) bool {
-	if e.free != other.free {
-		return e.free > other.free
+func (e *entry) kind() int {
+	if e.ProtectedOnly {
+		return 1
 	}
-	if e.turn != other.turn {
-		return e.turn < other.turn
+	return 0
+}
+
+// orders are the agents with a free slot in the two orders in which they are chosen.
+type orders struct {
+	most, least order
+}
+
+func (o *orders) order(s Strategy) *order {
+	if s == Pack {
+		return &o.least
 	}
-	return e.agent < other.agent
+	return &o.most
 }
 
-// entries implements heap.Interface.
-type entries []*entry
-
-func (o entries) Len() int { return len(o) }
-
-func (o entries) Less(i, j int) bool { return o[i].before(o[j]) }
-
-func (o entries) Swap(i, j int) {
-	o[i], o[j] = o[j], o[i]
-	o[i].index, o[j].index = i, j
+func (o *orders) add(e *entry) {
+	o.most.by, o.least.by = mostFree{}, leastFree{}
+	heap.Push(&o.most, e)
+	heap.Push(&o.least, e)
 }
 
-func (o *entries) Push(x any) {
+func (o *orders) remove(e *entry) {
+	if e.most >= 0 {
+		heap.Remove(&o.most, e.most)
+		heap.Remove(&o.least, e.least)
+	}
+}
+
+func (o *orders) moved(e *entry) {
+	if e.most >= 0 {
+		heap.Fix(&o.most, e.most)
+		heap.Fix(&o.least, e.least)
+	}
+}
+
+// ranking is one of the two orders.
+type ranking interface {
+	before(a, b *entry) bool
+	index(e *entry) *int
+}
+
+// mostFree spreads: the most free slots, then whoever was chosen longest ago, then the name.
+type mostFree struct{}
+
+func (mostFree) index(e *entry) *int { return &e.most }
+
+func (mostFree) before(a, b *entry) bool {
+	if a.Free != b.Free {
+		return a.Free > b.Free
+	}
+	if a.turn != b.turn {
+		return a.turn < b.turn
+	}
+	return a.Name < b.Name
+}
+
+// leastFree packs: the fewest free slots, then whoever was chosen last, then the name.
+type leastFree struct{}
+
+func (leastFree) index(e *entry) *int { return &e.least }
+
+func (leastFree) before(a, b *entry) bool {
+	if a.Free != b.Free {
+		return a.Free < b.Free
+	}
+	if a.turn != b.turn {
+		return a.turn > b.turn
+	}
+	return a.Name < b.Name
+}
+
+// order implements heap.Interface.
+type order struct {
+	by      ranking
+	entries []*entry
+}
+
+func (o *order) Len() int           { return len(o.entries) }
+func (o *order) Less(i, j int) bool { return o.by.before(o.entries[i], o.entries[j]) }
+
+func (o *order) Swap(i, j int) {
+	o.entries[i], o.entries[j] = o.entries[j], o.entries[i]
+	*o.by.index(o.entries[i]), *o.by.index(o.entries[j]) = i, j
+}
+
+func (o *order) Push(x any) {
 	e := x.(*entry)
-	e.index = len(*o)
-	*o = append(*o, e)
+	*o.by.index(e) = len(o.entries)
+	o.entries = append(o.entries, e)
 }
 
-func (o *entries) Pop() any {
-	last := len(*o) - 1
-	e := (*o)[last]
-	(*o)[last] = nil
-	*o = (*o)[:last]
+func (o *order) Pop() any {
+	last := len(o.entries) - 1
+	e := o.entries[last]
+	o.entries[last] = nil
+	o.entries = o.entries[:last]
+	*o.by.index(e) = -1
 	return e
+}
+
+// best returns the first agent that is not avoided. Looking past avoided ones costs O(n).
+func (o *order) best(avoid func(agent string) bool) *entry {
+	switch {
+	case len(o.entries) == 0:
+		return nil
+	case avoid == nil || !avoid(o.entries[0].Name):
+		return o.entries[0]
+	}
+	var best *entry
+	for _, e := range o.entries[1:] {
+		if !avoid(e.Name) && (best == nil || o.by.before(e, best)) {
+			best = e
+		}
+	}
+	return best
 }
