@@ -70,6 +70,10 @@ type Envelope struct {
 	Stage       string        `json:"stage"`
 	Ref         string        `json:"ref"`
 	Protected   bool          `json:"protected"`
+	Tag         bool          `json:"tag,omitempty"` // Ref is a tag
+	Environment string        `json:"environment,omitempty"`
+	Source      string        `json:"source,omitempty"` // of the pipeline
+	User        string        `json:"user,omitempty"`   // login
 	Timeout     time.Duration `json:"timeout"`
 	DebugTrace  bool          `json:"debug_trace"`
 	// StopAfter and LostAfter are the job's lease, S and L of the design, as they were when it was claimed: an agent may

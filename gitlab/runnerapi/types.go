@@ -145,6 +145,7 @@ type Envelope struct {
 	JobInfo    JobInfo    `json:"job_info"`
 	GitInfo    GitInfo    `json:"git_info"`
 	RunnerInfo RunnerInfo `json:"runner_info"`
+	Origin     Origin     `json:"variables"`
 }
 
 // Job is the payload of a job: the body of a 201 to POST /jobs/request. Fields that are not here stay in the original
