@@ -6,11 +6,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Each component: Debian's packages, its command if that has another name, and what becomes of its absence. All but docker
 # are there if their command is; a Docker client without an engine is of no use.
-names=(git git-lfs bash docker busybox zip unzip zstd sshd ssh iproute2 iptables gcc)
+names=(git git-lfs bash docker busybox zip unzip zstd sshd ssh iproute2 iptables postgresql gcc)
 declare -A packages=([git]=git [bash]=bash [docker]='docker.io iptables iproute2' [busybox]=busybox-static
 	[git-lfs]=git-lfs [zip]=zip [unzip]=unzip [zstd]=zstd [sshd]=openssh-server [ssh]=openssh-client
-	[iproute2]=iproute2 [iptables]=iptables [gcc]='gcc libc6-dev')
-declare -A commands=([iproute2]=ip)
+	[iproute2]=iproute2 [iptables]=iptables [postgresql]=postgresql
+	[gcc]='gcc libc6-dev')
+declare -A commands=([iproute2]=ip [postgresql]=initdb)
 declare -A without=([gcc]='the tests run without the race detector')
 
 engine_log=build/dockerd.log
@@ -18,13 +19,16 @@ engine_start=60s
 
 answers() { go run ./internal/testbed/answer docker "$@"; }
 
+# Debian keeps PostgreSQL's programs out of PATH.
+have() { command -v "$1" >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/$1" >/dev/null; }
+
 missing() {
 	local name
 	for name in "${names[@]}"; do
 		if [[ $name == docker ]]; then
 			answers 2>/dev/null || echo docker
 		else
-			command -v "${commands[$name]:-$name}" >/dev/null || echo "$name"
+			have "${commands[$name]:-$name}" || echo "$name"
 		fi
 	done
 }

@@ -14,7 +14,7 @@ const MaxDocument = 16 << 20
 // writer's business.
 type Document struct {
 	Name      string
-	Version   int64 // 1 for the first; grows by one with every change
+	Version   int64  // 1 for the first; grows by one with every change
 	Body      []byte // never nil when the store returns it
 	ChangedAt time.Time
 	ChangedBy string

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -39,13 +40,15 @@ const (
 	// IPRoute2 and IPTables make networks between network namespaces, as root.
 	IPRoute2 Component = "iproute2"
 	IPTables Component = "iptables"
+	// PostgreSQL is the server's programs, of which tests start servers of their own (package postgresql).
+	PostgreSQL Component = "postgresql"
 	// GCC is asked for by no test; the race detector needs it, and CI can require it.
 	GCC Component = "gcc"
 )
 
 // Components returns all of them.
 func Components() []Component {
-	return []Component{Git, GitLFS, Bash, Docker, Busybox, Zip, Unzip, Zstd, SSHD, SSH, IPRoute2, IPTables, GCC}
+	return []Component{Git, GitLFS, Bash, Docker, Busybox, Zip, Unzip, Zstd, SSHD, SSH, IPRoute2, IPTables, PostgreSQL, GCC}
 }
 
 // command is the program that a component is there with.
@@ -63,12 +66,37 @@ func (c Component) Check() error {
 		return checkDocker()
 	case Git, GitLFS, Bash, Busybox, Zip, Unzip, Zstd, SSHD, SSH, IPRoute2, IPTables, GCC:
 		if _, err := exec.LookPath(c.command()); err != nil {
-			return fmt.Errorf("%s is not installed (%w); `make testbed` installs it on Debian as root", c, err)
+			return notInstalled(c, err)
 		}
 		return nil
+	case PostgreSQL:
+		_, err := PostgreSQLPrograms()
+		return err
 	default:
 		return fmt.Errorf("there is no component %q; known are %v", string(c), Components())
 	}
+}
+
+func notInstalled(c Component, err error) error {
+	return fmt.Errorf("%s is not installed (%w); `make testbed` installs it on Debian as root", c, err)
+}
+
+// PostgreSQLPrograms returns the folder of PostgreSQL's programs: that of initdb in PATH, links resolved because not all
+// programs may have one, or the newest of those where Debian keeps them.
+func PostgreSQLPrograms() (string, error) {
+	path, err := exec.LookPath("initdb")
+	if err != nil {
+		// Versions have two digits since 2017.
+		found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") // a good pattern
+		if len(found) == 0 {
+			return "", notInstalled(PostgreSQL, err)
+		}
+		path = slices.Max(found)
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return "", fmt.Errorf("find PostgreSQL's programs: %w", err)
+	}
+	return filepath.Dir(path), nil
 }
 
 // Need returns when the components are there. Otherwise it skips the test, or fails it if a missing one is listed in

@@ -23,7 +23,7 @@ func TestCheckRequired(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	err := CheckRequired()
 	require.ErrorContains(t, err, "git is not installed")
-	require.ErrorContains(t, err, `no component "dokcer"; known are [git git-lfs bash docker busybox zip unzip zstd sshd ssh iproute2 iptables gcc]`)
+	require.ErrorContains(t, err, `no component "dokcer"; known are [git git-lfs bash docker busybox zip unzip zstd sshd ssh iproute2 iptables postgresql gcc]`)
 }
 
 // outcome runs Need against a test that only takes notes.
