@@ -113,7 +113,7 @@ func baseInfo() runnerapi.Info {
 func (c *clients) poller(r Runner, systemID string, d *dispatch.Dispatcher) (*polling.Poller, error) {
 	at := gitlab{r.URL, r.CAFile}
 	return polling.New(polling.Options{
-		Runner: r.Name, Token: r.Token, SystemID: systemID,
+		Runner: r.Name, Token: func() string { return r.Token }, SystemID: systemID,
 		Client: verified{c.byGitLab[at], c.ids[r.Name]}, Dispatcher: slots{d}, Budget: c.budgets[at],
 		Info:          func() runnerapi.Info { return d.Info(r.Name) },
 		Slots:         func() int { return d.Slots(r.Name) },

@@ -78,7 +78,7 @@ func startFleet(t testing.TB, runners int, o coordinator.Options, runner func(i 
 		r, err := gitlab.AddRunner(options)
 		require.NoError(t, err)
 		p, err := New(Options{
-			Runner: fmt.Sprint("runner-", i), Token: r.Token, SystemID: "r_abcdefghijkl", Client: c, Dispatcher: f,
+			Runner: fmt.Sprint("runner-", i), Token: func() string { return r.Token }, SystemID: "r_abcdefghijkl", Client: c, Dispatcher: f,
 			Info: func() runnerapi.Info { return runnerapi.Info{Name: "switchyard"} }, RequestsPerMinute: -1,
 		})
 		require.NoError(t, err)
@@ -168,7 +168,7 @@ func startOne(t *testing.T, handler http.Handler, token string) (*Poller, func()
 	c, err := client.New(client.Options{URL: server.URL})
 	require.NoError(t, err)
 	p, err := New(Options{
-		Runner: "r", Token: token, Client: c, Dispatcher: &fleet{claimed: make(chan arrival, 1)}, CheckInterval: 50 * time.Millisecond,
+		Runner: "r", Token: func() string { return token }, Client: c, Dispatcher: &fleet{claimed: make(chan arrival, 1)}, CheckInterval: 50 * time.Millisecond,
 		Info: func() runnerapi.Info { return runnerapi.Info{} },
 	})
 	require.NoError(t, err)

@@ -216,7 +216,7 @@ func startBench(t *testing.T, slots int, change func(g *fakeGitLab, o *Options))
 	t.Helper()
 	b := &bench{T: t, gitlab: newFakeGitLab(), dispatcher: newFakeDispatcher(slots), result: make(chan error, 1), log: new(bytes.Buffer)}
 	o := Options{
-		Runner: "everything", Token: "glrt-secret", SystemID: "r_abcdefghijkl",
+		Runner: "everything", Token: func() string { return "glrt-secret" }, SystemID: "r_abcdefghijkl",
 		Client: b.gitlab, Dispatcher: b.dispatcher,
 		Info: func() runnerapi.Info {
 			return runnerapi.Info{Name: "switchyard", Features: runnerapi.Features{Masking: true, TwoPhaseJobCommit: true}}

@@ -66,7 +66,7 @@ func (l *loop) act(now time.Time) time.Time {
 }
 
 var (
-	errWatchDropped = errors.New("the watch is not needed any more")
+	errWatchDropped = errors.New("the watch is of no use any more")
 	errWatchTooLong = errors.New("the watch lasted too long")
 )
 
@@ -104,7 +104,15 @@ func (l *loop) slot(ctx context.Context) (Reservation, error) {
 }
 
 func (l *loop) request(cursor string) runnerapi.JobRequest {
-	return runnerapi.JobRequest{Info: l.o.Info(), Token: l.o.Token, SystemID: l.o.SystemID, LastUpdate: cursor}
+	return runnerapi.JobRequest{Info: l.o.Info(), Token: l.o.Token(), SystemID: l.o.SystemID, LastUpdate: cursor}
+}
+
+// unlessSuperseded takes a refusal of a token that the runner no longer has for an answer that says nothing.
+func (l *loop) unlessSuperseded(ctx context.Context, a answer, err error, token string) (answer, error) {
+	if a.kind != refused || !l.o.Superseded(ctx, token) {
+		return a, err
+	}
+	return answer{kind: abandoned, sent: a.sent, held: a.held}, nil
 }
 
 // claim asks for a job that has a slot. Nothing but the end of the shutdown's grace cancels it.
@@ -116,7 +124,9 @@ func (l *loop) claim(r Reservation, cursor string) {
 	if a.kind != job {
 		r.Release() // before the event: whoever waits for the slot may have it
 	}
+	a, err = l.unlessSuperseded(l.work, a, err, request.Token)
 	l.events <- func(now time.Time) {
+		a.old = request.Token != l.o.Token()
 		l.m.claimAnswered(now, a)
 		switch a.kind {
 		case job:
@@ -146,8 +156,10 @@ func (l *loop) watch(ctx context.Context, cursor string, limit time.Duration) {
 	if err != nil && timed.Err() != nil {
 		a, err = answer{kind: abandoned, sent: cursor, held: a.held}, nil
 	}
+	a, err = l.unlessSuperseded(l.work, a, err, request.Token)
 	l.events <- func(now time.Time) {
 		l.cancelWatch(nil)
+		a.old = request.Token != l.o.Token()
 		l.m.watchAnswered(now, a)
 		if a.kind == job {
 			l.counters.WatchJobs++
@@ -162,10 +174,11 @@ func (l *loop) watch(ctx context.Context, cursor string, limit time.Duration) {
 
 // verify is the first request of all, and the sign of life of a runner that has nothing else to say.
 func (l *loop) verify() {
-	_, err := l.o.Client.Verify(l.running, runnerapi.VerifyRequest{Info: l.o.Info(), Token: l.o.Token, SystemID: l.o.SystemID})
-	a := answerOfVerify(err)
+	token := l.o.Token()
+	_, err := l.o.Client.Verify(l.running, runnerapi.VerifyRequest{Info: l.o.Info(), Token: token, SystemID: l.o.SystemID})
+	a, err := l.unlessSuperseded(l.running, answerOfVerify(err), err, token)
 	switch {
-	case a.kind == none:
+	case a.kind == none, a.kind == abandoned:
 		err = nil
 	case l.running.Err() != nil:
 		a, err = answer{kind: abandoned}, nil

@@ -32,7 +32,7 @@ const (
 	refused               // 403: GitLab does not know the token
 	throttled             // 429
 	failed                // no answer, or one of trouble
-	abandoned             // a watch that was cancelled here
+	abandoned             // a watch that was cancelled here, or a request whose token has been replaced
 )
 
 // answer is a request's end as the machine sees it.
@@ -43,6 +43,7 @@ type answer struct {
 	held   time.Duration // from the request to the answer
 	wait   time.Duration // how long GitLab wants to be left alone
 	rails  bool          // Rails has seen the request, not only what is before it
+	old    bool          // the request's token has been replaced: the cursor is not the present token's
 }
 
 // machine decides what a runner may ask GitLab next. It is pure: it learns the time, the dice and what happened from its
@@ -58,6 +59,7 @@ type machine struct {
 	// verified: GitLab answers and knows the token, as far as is known. While it is not, the only request is a
 	// verification: it needs no slot, so that a GitLab in trouble holds none.
 	verified  bool
+	forbidden bool // not verified because GitLab refuses the token
 	verifying bool
 	reserving bool
 
@@ -74,6 +76,7 @@ type machine struct {
 
 	watching   bool
 	watchSince time.Time
+	outdated   bool     // the watch has a token that was replaced
 	watchAfter struct { // the last watch that ended early, until a cursor tells whether something had changed
 		cursor string
 		held   time.Duration
@@ -130,7 +133,7 @@ func (m *machine) plan(now time.Time, slots int) plan {
 	}
 
 	open := !m.paused && !m.stopping && m.verified && m.failing == 0
-	if m.watching && !open {
+	if m.watching && (!open || m.outdated) {
 		p.cancelWatch = due(m.watchSince.Add(settled))
 	}
 	if m.reserving && (!open || !m.mayClaim() || now.Before(m.retryAt)) {
@@ -227,6 +230,10 @@ func (m *machine) claimAnswered(now time.Time, a answer) {
 			m.draining = true
 			return
 		}
+		if a.old {
+			a.cursor, a.sent = "", ""
+			m.soil()
+		}
 		m.learn(now, a)
 		switch {
 		case a.cursor != "":
@@ -248,6 +255,8 @@ func (m *machine) claimAnswered(now time.Time, a answer) {
 		m.soil()
 		m.window = max(m.window/2, 1)
 		m.pace(now, 1)
+	case abandoned:
+		m.soil()
 	default:
 		m.window = max(m.window/2, 1)
 		m.trouble(now, &m.failures, a)
@@ -261,7 +270,7 @@ func (m *machine) watchSent(now time.Time) (cursor string, limit time.Duration) 
 }
 
 func (m *machine) watchAnswered(now time.Time, a answer) {
-	m.watching = false
+	m.watching, m.outdated = false, false
 	m.seen(now, a)
 	if a.rails {
 		m.bucket.take(now) // a held watch is not counted by GitLab's limits
@@ -275,6 +284,8 @@ func (m *machine) watchAnswered(now time.Time, a answer) {
 	case none:
 		m.recovered(now)
 		switch {
+		case a.old:
+			m.soil()
 		case a.cursor == a.sent:
 			m.hold.sample(now, answeredByRails(a.held))
 			m.clean(a.cursor)
@@ -309,7 +320,7 @@ func (m *machine) verifyAnswered(now time.Time, a answer) {
 	m.seen(now, a)
 	switch a.kind {
 	case none:
-		m.verified = true
+		m.verified, m.forbidden = true, false
 		m.verifyAt = m.nextVerify(now)
 		m.verifyFailures = 0
 		// Claims that go on failing although verifications succeed are trouble all the same.
@@ -335,6 +346,24 @@ func (m *machine) pause(on bool) {
 	m.paused = on
 	if on && !m.watching {
 		m.soil()
+	}
+}
+
+// tokenChanged: the runner has a new token. The queue's value belongs to the token, and GitLab ends no watch of an old one.
+// That GitLab has just given a token away shows that it works and knows the runner.
+func (m *machine) tokenChanged() {
+	m.soil()
+	m.outdated = m.watching
+	if !m.verified {
+		m.retryAt = time.Time{}
+		m.failures, m.verifyFailures = 0, 0
+	}
+}
+
+// gitlabRecovered: GitLab works again after it did not for a while. Runners that wait for that come within a second.
+func (m *machine) gitlabRecovered(now time.Time) {
+	if at := now.Add(spread(time.Second, 1, m.dice)); !m.verified && !m.forbidden && at.Before(m.retryAt) {
+		m.retryAt = at
 	}
 }
 
@@ -387,12 +416,12 @@ func (m *machine) trouble(now time.Time, count *int, a answer) {
 	m.soil()
 	switch a.kind {
 	case refused:
-		m.verified = false
+		m.verified, m.forbidden = false, true
 		m.fail(now, count, refusedDelay, maxRefused, a.wait)
 	case throttled:
 		m.fail(now, count, failureDelay, maxFailure, a.wait)
 	default:
-		m.verified = false
+		m.verified, m.forbidden = false, false
 		m.fail(now, count, failureDelay, maxFailure, a.wait)
 	}
 }

@@ -80,8 +80,12 @@ func NewBudget(perMinute int) *Budget {
 // Options describe a runner. All fields without a default must be set.
 type Options struct {
 	Runner   string // its name in the registry
-	Token    string
 	SystemID string
+	// Token returns the runner's token as it is now. It is called per request, also concurrently; see Poller.TokenChanged.
+	Token func() string
+	// Superseded says whether GitLab has given the runner another token than this one meanwhile; while that is being found
+	// out it waits, at most until ctx ends. nil: the token never changes.
+	Superseded func(ctx context.Context, token string) bool
 
 	Client     Client
 	Dispatcher Dispatcher
@@ -99,6 +103,9 @@ type Options struct {
 	// RequestsPerMinute is the most requests of this runner that GitLab has to work on in any minute. 0:
 	// DefaultRequestsPerMinute; negative: no limit.
 	RequestsPerMinute int
+	// Recovered returns a channel that is closed when GitLab works again after requests were held back; see
+	// [client.Client.Recovered]. The poller need not wait longer than until then. nil: it does.
+	Recovered func() <-chan struct{}
 	// Logger gets changes between working and failing; nil discards them.
 	Logger *slog.Logger
 }
@@ -107,7 +114,8 @@ type Options struct {
 type Poller struct {
 	o      Options
 	logger *slog.Logger
-	pause  chan bool // the newest wish, if it was not seen yet
+	pause  chan bool     // the newest wish, if it was not seen yet
+	token  chan struct{} // it changed, which was not seen yet
 
 	mu     sync.Mutex
 	status Status
@@ -118,7 +126,7 @@ func New(o Options) (*Poller, error) {
 	switch {
 	case o.Runner == "":
 		return nil, errors.New("polling: the runner has no name")
-	case o.Token == "":
+	case o.Token == nil || o.Token() == "":
 		return nil, fmt.Errorf("polling: runner %q has no token", o.Runner)
 	case o.Client == nil || o.Dispatcher == nil || o.Info == nil:
 		return nil, fmt.Errorf("polling: runner %q needs a client, a dispatcher and its info", o.Runner)
@@ -134,6 +142,12 @@ func New(o Options) (*Poller, error) {
 	if o.RequestsPerMinute == 0 {
 		o.RequestsPerMinute = DefaultRequestsPerMinute
 	}
+	if o.Superseded == nil {
+		o.Superseded = func(context.Context, string) bool { return false }
+	}
+	if o.Recovered == nil {
+		o.Recovered = func() <-chan struct{} { return nil }
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -141,6 +155,7 @@ func New(o Options) (*Poller, error) {
 		o:      o,
 		logger: o.Logger.With("runner", o.Runner),
 		pause:  make(chan bool, 1),
+		token:  make(chan struct{}, 1),
 		status: Status{Runner: o.Runner, State: StateStarting},
 	}, nil
 }
@@ -158,6 +173,15 @@ func (p *Poller) SetPaused(on bool) {
 		case <-p.pause: // an older wish
 		default:
 		}
+	}
+}
+
+// TokenChanged makes the poller use the new token from now on, also in place of a held watch: GitLab would not end that
+// one for a change. Claims that are in flight are awaited; what they bring is kept.
+func (p *Poller) TokenChanged() {
+	select {
+	case p.token <- struct{}{}:
+	default: // not seen yet
 	}
 }
 
@@ -190,6 +214,7 @@ func (p *Poller) Run(ctx context.Context) error {
 	grace := time.NewTimer(0)
 	grace.Stop()
 	defer grace.Stop()
+	recovered := p.o.Recovered()
 	for {
 		select {
 		case on := <-p.pause:
@@ -212,6 +237,11 @@ func (p *Poller) Run(ctx context.Context) error {
 		case <-wake.C:
 		case on := <-p.pause:
 			l.m.pause(on)
+		case <-p.token:
+			l.m.tokenChanged()
+		case <-recovered:
+			recovered = p.o.Recovered()
+			l.m.gitlabRecovered(time.Now())
 		case <-done:
 			done = nil
 			l.m.stop()

@@ -368,14 +368,15 @@ func TestBudgetIsShared(t *testing.T) {
 
 func TestOptionsAreChecked(t *testing.T) {
 	good := Options{
-		Runner: "r", Token: "t", Client: newFakeGitLab(), Dispatcher: newFakeDispatcher(0),
+		Runner: "r", Token: func() string { return "t" }, Client: newFakeGitLab(), Dispatcher: newFakeDispatcher(0),
 		Info: func() runnerapi.Info { return runnerapi.Info{} },
 	}
 	_, err := New(good)
 	require.NoError(t, err)
 	for message, spoil := range map[string]func(o *Options){
 		"no name":              func(o *Options) { o.Runner = "" },
-		"no token":             func(o *Options) { o.Token = "" },
+		"no token":             func(o *Options) { o.Token = func() string { return "" } },
+		"has no token":         func(o *Options) { o.Token = nil },
 		"needs a client":       func(o *Options) { o.Dispatcher = nil },
 		"must not be negative": func(o *Options) { o.CheckInterval = -1 },
 	} {
