@@ -56,7 +56,7 @@ type job struct {
 }
 
 // Open begins or takes up the report of a job that GitLab knows as running. A spool of this epoch that is found is
-// measured and read for its CRC; one of an earlier epoch is removed. It returns where the agent is to go on. Opening an
+// read and held against its checkpoints; one of an earlier epoch is removed. It returns where the agent is to go on. Opening an
 // open job again with the same epoch only returns its progress. ErrStale: there is a later epoch.
 func (r *Relay) Open(id, epoch int64, t Target) (Progress, error) {
 	if id <= 0 || epoch <= 0 {
@@ -145,14 +145,17 @@ func (j *job) find() error {
 				return err
 			}
 		default:
-			file, err := j.r.spool.Take(j.id)
+			file, loss, err := j.r.spool.Take(j.id)
 			if err != nil {
 				return err
 			}
 			j.file, resumed = file, true
-			j.length, j.sum = file.Length(), file.CRC()
-			j.synced = j.length
+			j.length, j.sum, j.synced = file.Length(), file.CRC(), file.Synced()
+			if j.synced < j.length {
+				j.r.sync.add(j, finishSync)
+			}
 			limit = max(limit, k.Limit)
+			j.mourn(loss)
 		}
 	}
 	j.capacity = limit + TraceAllowance
@@ -161,6 +164,18 @@ func (j *job) find() error {
 	j.report.Pace(j.r.o.Pace)
 	j.arm()
 	return nil
+}
+
+// mourn says what a loss of power has left of a spooled trace.
+func (j *job) mourn(loss spool.Loss) {
+	log := j.r.log.With("job", j.id, "bytes", j.length, "cut", loss.Cut)
+	switch {
+	case loss.Acknowledged > 0:
+		log.Error("the spool is damaged: a trace has lost bytes that were synced; its agent, which keeps them, is asked for them again",
+			"acknowledged", loss.Acknowledged)
+	case loss.Cut > 0:
+		log.Info("cut the end of a trace that was not synced when the host went down; it is asked for again")
+	}
 }
 
 // find returns the job if it is open with this epoch, else nil.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/switchyard-ci/switchyard/controlplane/relay/spool"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
@@ -90,14 +91,18 @@ func TestASyncFromBeforeARewindSaysNothing(t *testing.T) {
 		b.open(1)
 		b.append(1, 0, "hello")
 		j := b.r.jobs[1]
-		before := j.sync()
+		before, rewinds, ok := j.mark()
+		require.True(t, ok)
+		old := []spool.Mark{before}
 		require.NoError(t, b.r.Finish(1, 1, store.Result{State: "failed", TraceLength: 5, TraceCRC32: 1}))
 		b.append(1, 0, "hell")
 		n := b.events.events(1)
-		j.synchronized(before)
+		require.NoError(t, b.r.spool.Commit(old)[0])
+		require.Zero(t, j.file.Synced())
+		j.synchronized(before.Length(), rewinds)
 		require.Zero(t, b.r.Progress(1, 1).Received)
 		require.Equal(t, n, b.events.events(1))
-		j.synchronized(j.sync())
+		require.NoError(t, b.r.sync.flush())
 		require.EqualValues(t, 4, b.r.Progress(1, 1).Received)
 	})
 }
@@ -270,7 +275,7 @@ func TestATraceWithAnotherCRCIsAskedForAgainOnce(t *testing.T) {
 			b.append(1, 0, good[:4])
 			b.restart()
 			b.r.rand = func() float64 { return 0.9 } // the result is known before the first request
-			require.EqualValues(t, len(bad), b.open(1).Received)
+			require.EqualValues(t, len(bad), b.open(1).Written)
 			b.finish(1, []byte(good))
 			b.append(1, 0, good)
 			require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))

@@ -132,9 +132,12 @@ func (r *Relay) Err() error { return r.spool.Err() }
 // Bytes returns the length of all spooled traces together.
 func (r *Relay) Bytes() int64 { return r.spool.Bytes() }
 
-// Sweep removes the spools that New found and that were not opened since, and returns their number. To be called once,
-// after all jobs of the store were opened.
+// Sweep removes the spools that New found and that were not opened since, and returns their number; what was opened is
+// synced, all at once. To be called once, after all jobs of the store were opened.
 func (r *Relay) Sweep() (int, error) {
+	if err := r.sync.flush(); err != nil {
+		r.log.Error("traces are not safe from a loss of power", "error", err)
+	}
 	var errs []error
 	jobs := r.spool.Untaken()
 	for _, job := range jobs {
@@ -170,7 +173,7 @@ func (r *Relay) Close(ctx context.Context) error {
 	for _, j := range jobs {
 		j.close()
 	}
-	return err
+	return errors.Join(err, r.spool.Close())
 }
 
 // all must be called with mu held.

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -343,13 +344,16 @@ func success(trace []byte) store.Result {
 	return store.Result{State: runnerapi.StateSuccess, TraceLength: int64(len(trace)), TraceCRC32: crc32.ChecksumIEEE(trace)}
 }
 
+// files are the names of the spooled traces.
 func (b *bench) files() []string {
 	b.t.Helper()
 	entries, err := os.ReadDir(b.dir)
 	require.NoError(b.t, err)
 	var list []string
 	for _, e := range entries {
-		list = append(list, e.Name())
+		if strings.HasPrefix(e.Name(), "v") {
+			list = append(list, e.Name())
+		}
 	}
 	return list
 }

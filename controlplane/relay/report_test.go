@@ -43,7 +43,7 @@ func TestATrivialJob(t *testing.T) {
 		require.True(t, b.events.last(1).Complete)
 		require.Empty(t, b.events.status(1))
 
-		require.Equal(t, []string{"v1-1-1-4194304"}, b.files())
+		require.Equal(t, []string{"v2-1-1-4194304"}, b.files())
 		require.Equal(t, Stop, b.append(1, 12, "more").Verdict)
 		b.r.Forget(1)
 		require.Empty(t, b.files())

@@ -6,14 +6,16 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/switchyard-ci/switchyard/controlplane/relay/spool"
 )
 
 const (
 	// finishSync is how long the sync of a finished job's trace waits for others to go with it, and for GitLab: what it
 	// has got need not be synced here.
 	finishSync = 20 * time.Millisecond
-	// syncsAtOnce is the number of files that are synced at the same time; the file system makes one commit of them.
-	syncsAtOnce = 8
+	// syncAgain is when a sync that failed is tried again.
+	syncAgain = time.Second
 )
 
 // syncer writes traces to the disk in groups.
@@ -22,6 +24,7 @@ type syncer struct {
 	wake chan struct{}
 	quit chan struct{}
 	done chan struct{}
+	one  sync.Mutex // held by flush
 
 	mu    sync.Mutex
 	dirty map[*job]struct{}
@@ -89,79 +92,55 @@ func (s *syncer) close() error {
 
 // flush syncs all dirty jobs and tells of it.
 func (s *syncer) flush() error {
+	s.one.Lock()
+	defer s.one.Unlock()
 	s.mu.Lock()
 	jobs := make([]*job, 0, len(s.dirty))
-	for j := range s.dirty {
-		jobs = append(jobs, j)
-	}
-	clear(s.dirty)
+	marks := make([]spool.Mark, 0, len(s.dirty))
+	rewinds := make([]int, 0, len(s.dirty))
+	dirty := s.dirty
+	s.dirty = make(map[*job]struct{}, len(dirty))
 	s.due = time.Time{}
 	s.mu.Unlock()
-
-	marks := make([]mark, len(jobs))
-	each(len(jobs), syncsAtOnce, func(i int) { marks[i] = jobs[i].sync() })
-	err := s.r.spool.SyncNames()
-	errs := []error{err}
-	for i, j := range jobs {
-		switch m := marks[i]; {
-		case m.err != nil:
-			errs = append(errs, fmt.Errorf("job %d: %w", j.id, m.err))
-		case err == nil && m.ok:
-			j.synchronized(m)
+	for j := range dirty {
+		if m, n, ok := j.mark(); ok {
+			jobs, marks, rewinds = append(jobs, j), append(marks, m), append(rewinds, n)
+		}
+	}
+	var errs []error
+	for i, err := range s.r.spool.Commit(marks) {
+		j := jobs[i]
+		switch {
+		case err == nil:
+			j.synchronized(marks[i].Length(), rewinds[i])
+		case errors.Is(err, os.ErrClosed): // forgotten meanwhile
+		default:
+			errs = append(errs, fmt.Errorf("job %d: %w", j.id, err))
+			if !errors.Is(err, spool.ErrSync) {
+				s.add(j, syncAgain)
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// each calls f for [0, n), at most limit at once.
-func each(n, limit int, f func(i int)) {
-	if n == 1 {
-		f(0)
-		return
-	}
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, limit)
-	for i := range n {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			f(i)
-		})
-	}
-	wg.Wait()
-}
-
-// mark is how far a sync has come.
-type mark struct {
-	ok      bool
-	length  int64
-	rewinds int
-	err     error
-}
-
-// sync syncs the file, unless GitLab has what is in it.
-func (j *job) sync() mark {
+// mark says what is to be synced of a job: nothing if GitLab has what is in the file.
+func (j *job) mark() (m spool.Mark, rewinds int, ok bool) {
 	j.mu.Lock()
+	defer j.mu.Unlock()
 	if j.closed || j.file == nil || j.reported || j.completed && j.report.Whole() {
-		j.mu.Unlock()
-		return mark{}
+		return m, 0, false
 	}
-	m := mark{ok: true, length: j.length, rewinds: j.rewinds}
-	file := j.file
-	j.mu.Unlock()
-	if m.err = file.Sync(); errors.Is(m.err, os.ErrClosed) {
-		return mark{} // forgotten meanwhile
-	}
-	return m
+	return j.file.Mark(j.length, j.sum), j.rewinds, true
 }
 
-func (j *job) synchronized(m mark) {
+func (j *job) synchronized(length int64, rewinds int) {
 	j.mu.Lock()
-	if j.closed || j.reported || j.rewinds != m.rewinds || m.length <= j.synced {
+	if j.closed || j.reported || j.rewinds != rewinds || length <= j.synced {
 		j.mu.Unlock()
 		return
 	}
-	j.synced = m.length
+	j.synced = length
 	j.nowSafe()
 	p := j.tell(j.verdict())
 	j.mu.Unlock()

@@ -7,13 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
-// File is one job's trace. Append, Rewind, Restore and Remove must not be called concurrently; ReadAt, Length and Sync
-// may, at any time.
+// File is one job's trace. Append, Rewind, Restore and Remove must not be called concurrently; ReadAt, Length, Mark and
+// Synced may, at any time.
 type File struct {
 	s   *Spool
 	key Key
@@ -23,48 +24,34 @@ type File struct {
 	length int64        // of the file; greater than next after Rewind
 	crc    uint32       // of [0, next)
 	failed atomic.Bool  // a sync failed: what is on disk is not known any more
+
+	mu      sync.Mutex
+	synced  int64 // so much outlives a loss of power
+	rewinds int   // how often that lost its meaning
 }
 
 // Create makes the file of a job that has none.
 func (s *Spool) Create(k Key) (*File, error) {
+	k.old = false
 	f, err := os.OpenFile(filepath.Join(s.dir, k.name()), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, s.failed("make a spooled trace", err)
 	}
 	s.newNames.Store(true)
-	return &File{s: s, key: k, f: f}, nil
-}
-
-// Take opens the file that Find returned, reads it for its CRC and syncs it: how much of it a loss of power has left
-// is known only by looking.
-func (s *Spool) Take(job int64) (*File, error) {
-	k, ok := s.Find(job)
-	if !ok {
-		return nil, fmt.Errorf("take up the spooled trace of job %d: %w", job, os.ErrNotExist)
-	}
-	f, err := os.OpenFile(filepath.Join(s.dir, k.name()), os.O_RDWR, 0)
-	if err != nil {
-		return nil, fmt.Errorf("take up a spooled trace: %w", err)
-	}
 	file := &File{s: s, key: k, f: f}
-	if err := file.load(); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	s.forget(job)
+	file.note()
 	return file, nil
 }
 
-func (f *File) load() error {
-	info, err := f.f.Stat()
-	if err != nil {
-		return fmt.Errorf("look at a spooled trace: %w", err)
+// note writes down what is there at a turn of the file's life, for a process that takes it up after this one. It is not
+// synced, and what cannot be written is no error: without it less of the file is believed.
+func (f *File) note() {
+	renewed, _ := f.s.log.append([]checkpoint{{
+		job: f.key.Job, epoch: f.key.Epoch, length: f.next.Load(), crc: f.crc, acked: f.Synced(),
+	}})
+	if renewed {
+		f.s.newNames.Store(true)
 	}
-	f.length = info.Size()
-	if err := f.Restore(); err != nil {
-		return err
-	}
-	return f.Sync()
 }
 
 // Key is what the file's name says.
@@ -124,14 +111,18 @@ func (s *Spool) failed(doing string, err error) error {
 	}
 }
 
-// Rewind makes the next Append begin at 0. The file keeps its bytes until they are written over.
+// Rewind makes the next Append begin at 0. The file keeps its bytes until they are written over. Nothing of it counts as
+// synced any more.
 func (f *File) Rewind() {
 	f.next.Store(0)
 	f.crc = 0
+	f.unsync()
+	f.note()
 }
 
 // Restore ends what Rewind began: Length is the file's again, and the CRC is read from it.
 func (f *File) Restore() error {
+	f.unsync()
 	sum := crc32.NewIEEE()
 	n, err := io.CopyBuffer(onlyWriter{sum}, io.NewSectionReader(f.f, 0, f.length), make([]byte, 256<<10))
 	if err != nil {
@@ -141,6 +132,13 @@ func (f *File) Restore() error {
 	f.next.Store(n)
 	f.crc = sum.Sum32()
 	return nil
+}
+
+func (f *File) unsync() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.synced = 0
+	f.rewinds++
 }
 
 // onlyWriter hides other methods, so that io.CopyBuffer uses its buffer.
@@ -166,8 +164,8 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, o
 // would not say so again, so the file is never taken for synced any more.
 var ErrSync = errors.New("the spooled trace may have lost bytes on its way to the disk")
 
-// Sync writes the file's bytes to the disk. With the spool's SyncNames after it they outlive a loss of power.
-func (f *File) Sync() error {
+// sync writes the file's bytes to the disk.
+func (f *File) sync() error {
 	if f.failed.Load() {
 		return ErrSync
 	}
@@ -180,13 +178,24 @@ func (f *File) Sync() error {
 	return nil
 }
 
+// Synced is how many of the file's bytes outlive a loss of power.
+func (f *File) Synced() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.synced
+}
+
 // Close leaves the file on disk.
-func (f *File) Close() error { return f.f.Close() }
+func (f *File) Close() error {
+	f.note()
+	return f.f.Close()
+}
 
 // Remove closes the file and deletes it.
 func (f *File) Remove() error {
 	_ = f.f.Close()
 	f.s.total.Add(-f.length)
 	f.length = 0
+	f.s.log.forget(f.key.Job)
 	return f.s.removeFile(f.key)
 }

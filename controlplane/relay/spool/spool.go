@@ -1,9 +1,17 @@
 // Package spool keeps the traces of unreported jobs on disk: one file per job and epoch, of mode 0600 in a folder of mode
 // 0700, that holds the trace's bytes and nothing else. What must be known beside them is in the name:
 //
-//	v1-<job>-<epoch>-<limit>    limit: the output limit in bytes under which the trace was begun
+//	v2-<job>-<epoch>-<limit>    limit: the output limit in bytes under which the trace was begun
 //
-// so that a file is whole with its creation and nothing has to be kept in step with it. Offsets are positions in the file.
+// so that a file is whole with its creation. Offsets are positions in the file: a request's body is a section of it.
+//
+// What a loss of power leaves of a file's end may be anything: zeros, old blocks, a piece of what was written. So the file
+// checkpoints holds, for all jobs together, records of a length and the CRC-32 of so many bytes. Commit writes one for
+// each file of a group and syncs them along with the files; only then are bytes acknowledged. Take believes what a record
+// proves. What is behind the last record is in the kernel's hands if only the process was killed, and whole; if the
+// kernel has been started since (another boot id), it is cut off.
+//
+// Files of version 1, from before there were checkpoints, are read as they are.
 package spool
 
 import (
@@ -28,8 +36,7 @@ var (
 )
 
 const (
-	prefix  = "v1-"
-	version = 1
+	version = 2
 	// freeCheckEvery is how many bytes are written between two looks at the free space.
 	freeCheckEvery = 16 << 20
 )
@@ -39,9 +46,15 @@ type Key struct {
 	Job, Epoch int64
 	// Limit is the output limit in bytes under which the trace was begun.
 	Limit int64
+
+	old bool // of version 1
 }
 
 func (k Key) name() string {
+	prefix := "v2-"
+	if k.old {
+		prefix = "v1-"
+	}
 	return prefix + strconv.FormatInt(k.Job, 10) + "-" + strconv.FormatInt(k.Epoch, 10) + "-" + strconv.FormatInt(k.Limit, 10)
 }
 
@@ -50,6 +63,7 @@ type Spool struct {
 	dir      string
 	maxBytes int64
 	minFree  int64
+	log      *log
 
 	total    atomic.Int64 // bytes in all files
 	unlooked atomic.Int64 // bytes written since the free space was looked at
@@ -63,7 +77,7 @@ type Spool struct {
 
 // Open makes the folder if it is missing and looks what is in it. maxBytes is a quota for all files together (0: none),
 // minFree the number of bytes that are left free on the file system. A file of a newer version is an error; other names
-// that are not the spool's are returned and left alone.
+// that are not the spool's are returned and left alone. The caller closes the spool.
 func Open(dir string, maxBytes, minFree int64) (s *Spool, strangers []string, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("make the spool's folder: %w", err)
@@ -79,6 +93,9 @@ func Open(dir string, maxBytes, minFree int64) (s *Spool, strangers []string, er
 	// A crash may have come before the names were synced.
 	s.newNames.Store(len(entries) > 0)
 	for _, e := range entries {
+		if e.Name() == logName || e.Name() == newLogName {
+			continue
+		}
 		k, v, ok := parse(e.Name())
 		if ok && v > version {
 			return nil, nil, fmt.Errorf("%s: written by a newer version (format %d, this one knows %d): start that version, or remove the file and lose the trace",
@@ -108,7 +125,18 @@ func Open(dir string, maxBytes, minFree int64) (s *Spool, strangers []string, er
 		}
 		s.total.Add(size)
 	}
+	if s.log, _, err = openLog(dir, func(c checkpoint) bool { return s.found[c.job].Epoch == c.epoch }); err != nil {
+		return nil, nil, err
+	}
 	return s, strangers, nil
+}
+
+// Close closes what belongs to no file. The files are the caller's.
+func (s *Spool) Close() error {
+	if err := s.log.close(); err != nil {
+		return fmt.Errorf("close the spool's checkpoints: %w", err)
+	}
+	return nil
 }
 
 func parse(name string) (k Key, v int, ok bool) {
@@ -132,6 +160,7 @@ func parse(name string) (k Key, v int, ok bool) {
 			return k, 0, false
 		}
 	}
+	k.old = v == 1
 	return k, v, k.name() == name
 }
 
@@ -168,6 +197,7 @@ func (s *Spool) Discard(job int64) error {
 		return err
 	}
 	s.total.Add(-size)
+	s.log.forget(job)
 	s.forget(job)
 	return nil
 }
@@ -192,19 +222,6 @@ func (s *Spool) forget(job int64) {
 func (s *Spool) removeFile(k Key) error {
 	if err := os.Remove(filepath.Join(s.dir, k.name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove a spooled trace: %w", err)
-	}
-	return nil
-}
-
-// SyncNames makes the names of new files durable. The files' own Sync does not do that.
-func (s *Spool) SyncNames() error {
-	if !s.newNames.Swap(false) {
-		return nil
-	}
-	err := syncDir(s.dir)
-	if err != nil {
-		s.newNames.Store(true)
-		return fmt.Errorf("sync the spool's folder: %w", err)
 	}
 	return nil
 }

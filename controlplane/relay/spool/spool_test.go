@@ -1,7 +1,6 @@
 package spool
 
 import (
-	"bytes"
 	"hash/crc32"
 	"io/fs"
 	"math"
@@ -18,7 +17,24 @@ func open(t *testing.T, dir string, maxBytes int64) *Spool {
 	s, strangers, err := Open(dir, maxBytes, 0)
 	require.NoError(t, err)
 	require.Empty(t, strangers)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	return s
+}
+
+// take takes up a trace of which nothing is missing.
+func take(t *testing.T, s *Spool, job int64) *File {
+	t.Helper()
+	f, loss, err := s.Take(job)
+	require.NoError(t, err)
+	require.Zero(t, loss)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+// commit syncs all that was appended.
+func commit(t *testing.T, f *File) {
+	t.Helper()
+	require.NoError(t, f.s.Commit([]Mark{f.Mark(f.Length(), f.CRC())})[0])
 }
 
 func create(t *testing.T, s *Spool, k Key) *File {
@@ -43,7 +59,9 @@ func names(t *testing.T, dir string) []string {
 	require.NoError(t, err)
 	var list []string
 	for _, e := range entries {
-		list = append(list, e.Name())
+		if e.Name() != logName {
+			list = append(list, e.Name())
+		}
 	}
 	return list
 }
@@ -52,8 +70,8 @@ func TestOnlyTheOwnerMayRead(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "spool")
 	require.NoError(t, os.MkdirAll(dir, 0o755))
 	s := open(t, dir, 0)
-	create(t, s, Key{1, 1, 100})
-	for path, want := range map[string]fs.FileMode{dir: 0o700, filepath.Join(dir, "v1-1-1-100"): 0o600} {
+	create(t, s, Key{Job: 1, Epoch: 1, Limit: 100})
+	for path, want := range map[string]fs.FileMode{dir: 0o700, filepath.Join(dir, "v2-1-1-100"): 0o600} {
 		info, err := os.Stat(path)
 		require.NoError(t, err)
 		require.Equal(t, want, info.Mode().Perm(), path)
@@ -70,9 +88,10 @@ func TestWhatWasAppendedIsFoundAgain(t *testing.T) {
 	require.EqualValues(t, 12, f.Length())
 	require.Equal(t, crc32.ChecksumIEEE([]byte("first second")), f.CRC())
 	require.EqualValues(t, 12, s.Bytes())
-	require.NoError(t, f.Sync())
-	require.NoError(t, s.SyncNames())
+	commit(t, f)
+	require.EqualValues(t, 12, f.Synced())
 	require.NoError(t, f.Close())
+	require.NoError(t, s.Close())
 
 	s = open(t, dir, 0)
 	require.EqualValues(t, 12, s.Bytes())
@@ -83,8 +102,7 @@ func TestWhatWasAppendedIsFoundAgain(t *testing.T) {
 	require.False(t, ok)
 	require.Equal(t, []int64{42}, s.Untaken())
 
-	f, err := s.Take(42)
-	require.NoError(t, err)
+	f = take(t, s, 42)
 	require.Empty(t, s.Untaken())
 	require.Equal(t, k, f.Key())
 	require.EqualValues(t, 12, f.Length())
@@ -96,28 +114,13 @@ func TestWhatWasAppendedIsFoundAgain(t *testing.T) {
 	require.Empty(t, names(t, dir))
 }
 
-func TestAFileThatALossOfPowerHasCutIsTakenAsItIs(t *testing.T) {
-	dir := t.TempDir()
-	s := open(t, dir, 0)
-	f := create(t, s, Key{1, 1, 1})
-	require.NoError(t, f.Append(bytes.Repeat([]byte("x"), 1<<20)))
-	require.NoError(t, f.Close())
-	require.NoError(t, os.Truncate(filepath.Join(dir, "v1-1-1-1"), 300_001))
-
-	f, err := open(t, dir, 0).Take(1)
-	require.NoError(t, err)
-	defer f.Close()
-	require.EqualValues(t, 300_001, f.Length())
-	require.Equal(t, crc32.ChecksumIEEE(bytes.Repeat([]byte("x"), 300_001)), f.CRC())
-}
-
 func TestOfTwoEpochsTheLaterCounts(t *testing.T) {
 	dir := t.TempDir()
-	for name, text := range map[string]string{"v1-5-1-10": "old", "v1-5-3-10": "newest", "v1-5-2-10": "older"} {
+	for name, text := range map[string]string{"v2-5-1-10": "old", "v2-5-3-10": "newest", "v2-5-2-10": "older"} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	s := open(t, dir, 0)
-	require.Equal(t, []string{"v1-5-3-10"}, names(t, dir))
+	require.Equal(t, []string{"v2-5-3-10"}, names(t, dir))
 	require.EqualValues(t, 6, s.Bytes())
 	require.NoError(t, s.Discard(5))
 	require.NoError(t, s.Discard(5), "again")
@@ -128,29 +131,29 @@ func TestOfTwoEpochsTheLaterCounts(t *testing.T) {
 
 func TestStrangersAreLeftAlone(t *testing.T) {
 	dir := t.TempDir()
-	strange := []string{".hidden", "lost+found", "v1", "v1-", "v1-1-2", "v1-1-2-3-4", "v1-01-2-3", "v1-+1-2-3", "v1-1--2-3", "v1-1-2-x", "v0-1-2-3", "vx-1-2-3"}
+	strange := []string{".hidden", "lost+found", "v1", "v2-", "v2-1-2", "v2-1-2-3-4", "v2-01-2-3", "v2-+1-2-3", "v2-1--2-3", "v2-1-2-x", "v0-1-2-3", "vx-1-2-3", "v1-01-2-3"}
 	for _, name := range strange {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o644))
 	}
-	require.NoError(t, os.Mkdir(filepath.Join(dir, "v1-9-9-9"), 0o700))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "v2-9-9-9"), 0o700))
 	s, strangers, err := Open(dir, 0, 0)
 	require.NoError(t, err)
-	require.ElementsMatch(t, append(strange, "v1-9-9-9"), strangers)
+	require.ElementsMatch(t, append(strange, "v2-9-9-9"), strangers)
 	require.Empty(t, s.Untaken())
 	require.Len(t, names(t, dir), len(strange)+1)
 }
 
 func TestANewerFormatIsRefusedByName(t *testing.T) {
 	dir := t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "v2-anything"), nil, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "v3-anything"), nil, 0o600))
 	_, _, err := Open(dir, 0, 0)
-	require.ErrorContains(t, err, "v2-anything")
-	require.ErrorContains(t, err, "format 2")
+	require.ErrorContains(t, err, "v3-anything")
+	require.ErrorContains(t, err, "format 3")
 }
 
 func TestRewindAndRestore(t *testing.T) {
 	s := open(t, t.TempDir(), 0)
-	f := create(t, s, Key{1, 1, 1})
+	f := create(t, s, Key{Job: 1, Epoch: 1, Limit: 1})
 	require.NoError(t, f.Append([]byte("hallo world")))
 	f.Rewind()
 	require.Zero(t, f.Length())
@@ -166,7 +169,7 @@ func TestRewindAndRestore(t *testing.T) {
 }
 
 func TestEndsWith(t *testing.T) {
-	f := create(t, open(t, t.TempDir(), 0), Key{1, 1, 1})
+	f := create(t, open(t, t.TempDir(), 0), Key{Job: 1, Epoch: 1, Limit: 1})
 	for tail, want := range map[string]bool{"": true, "x": false} {
 		got, err := f.EndsWith([]byte(tail))
 		require.NoError(t, err)
@@ -183,7 +186,7 @@ func TestEndsWith(t *testing.T) {
 func TestTheQuotaIsForAllFilesTogether(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, 100)
-	a, b := create(t, s, Key{1, 1, 1}), create(t, s, Key{2, 1, 1})
+	a, b := create(t, s, Key{Job: 1, Epoch: 1, Limit: 1}), create(t, s, Key{Job: 2, Epoch: 1, Limit: 1})
 	require.NoError(t, a.Append(make([]byte, 60)))
 	require.NoError(t, b.Append(make([]byte, 40)))
 	err := b.Append([]byte("xyz"))
@@ -205,7 +208,7 @@ func TestTheQuotaIsForAllFilesTogether(t *testing.T) {
 	require.ErrorIs(t, s.Look(), ErrQuota, "there is room for a byte, but not for what was refused")
 	require.NoError(t, b.Remove())
 	require.NoError(t, s.Look())
-	b = create(t, s, Key{3, 1, 1})
+	b = create(t, s, Key{Job: 3, Epoch: 1, Limit: 1})
 	require.NoError(t, s.Err())
 	require.NoError(t, b.Append([]byte("x")))
 }
@@ -213,7 +216,7 @@ func TestTheQuotaIsForAllFilesTogether(t *testing.T) {
 func TestFreeSpaceIsKept(t *testing.T) {
 	s, _, err := Open(t.TempDir(), 0, math.MaxInt64/2)
 	require.NoError(t, err)
-	f := create(t, s, Key{1, 1, 1})
+	f := create(t, s, Key{Job: 1, Epoch: 1, Limit: 1})
 	require.NoError(t, f.Append([]byte("not looked yet")))
 	require.ErrorIs(t, s.Look(), ErrFull)
 	require.ErrorIs(t, f.Append([]byte("x")), ErrFull)
@@ -229,7 +232,7 @@ func TestFreeSpaceIsKept(t *testing.T) {
 
 	s, _, err = Open(t.TempDir(), 0, math.MaxInt64/2)
 	require.NoError(t, err)
-	f = create(t, s, Key{1, 1, 1})
+	f = create(t, s, Key{Job: 1, Epoch: 1, Limit: 1})
 	piece := make([]byte, 1<<20)
 	for range freeCheckEvery / len(piece) {
 		if err = f.Append(piece); err != nil {
@@ -242,7 +245,7 @@ func TestFreeSpaceIsKept(t *testing.T) {
 
 func TestOnlyWantOfSpaceStopsTheSpool(t *testing.T) {
 	s := open(t, t.TempDir(), 0)
-	f := create(t, s, Key{1, 1, 1})
+	f := create(t, s, Key{Job: 1, Epoch: 1, Limit: 1})
 	require.NoError(t, f.Append([]byte("ok")))
 	require.NoError(t, f.Close())
 	require.ErrorIs(t, f.Append([]byte("x")), os.ErrClosed)
@@ -266,20 +269,20 @@ func TestOnlyWantOfSpaceStopsTheSpool(t *testing.T) {
 
 func TestASyncThatFailedIsNotRepeated(t *testing.T) {
 	s := open(t, t.TempDir(), 0)
-	f := create(t, s, Key{1, 1, 1})
+	f := create(t, s, Key{Job: 1, Epoch: 1, Limit: 1})
 	f.failed.Store(true)
-	require.ErrorIs(t, f.Sync(), ErrSync)
+	require.ErrorIs(t, f.sync(), ErrSync)
 
-	f = create(t, s, Key{2, 1, 1})
+	f = create(t, s, Key{Job: 2, Epoch: 1, Limit: 1})
 	require.NoError(t, f.Close())
-	require.ErrorIs(t, f.Sync(), os.ErrClosed)
-	require.NotErrorIs(t, f.Sync(), ErrSync, "a closed file says nothing about the disk")
+	require.ErrorIs(t, f.sync(), os.ErrClosed)
+	require.NotErrorIs(t, f.sync(), ErrSync, "a closed file says nothing about the disk")
 }
 
 func TestAFileIsNotMadeTwice(t *testing.T) {
 	s := open(t, t.TempDir(), 0)
-	create(t, s, Key{1, 1, 1})
-	_, err := s.Create(Key{1, 1, 1})
+	create(t, s, Key{Job: 1, Epoch: 1, Limit: 1})
+	_, err := s.Create(Key{Job: 1, Epoch: 1, Limit: 1})
 	require.ErrorIs(t, err, fs.ErrExist)
 }
 
