@@ -111,12 +111,12 @@ func TestRunRequiresComponents(t *testing.T) {
 	m := newMachine(t, "run", "dirname", "mkdir", "rm", "cat")
 	m.fake("make", `echo "required: $SWITCHYARD_REQUIRE"`)
 	_, out := m.run()
-	require.Contains(t, out, "required: git,bash,docker,busybox,git-lfs,zip,unzip,zstd,sshd,ssh\n")
+	require.Contains(t, out, "required: git,bash,docker,busybox,git-lfs,zip,unzip,zstd,sshd,ssh,iproute2,iptables,postgresql\n")
 	_, out = m.run("SWITCHYARD_REQUIRE=git")
 	require.Contains(t, out, "required: git\n")
 }
 
-const allThere = "testbed: git git-lfs bash docker busybox zip unzip zstd sshd ssh gcc: all there\n"
+const allThere = "testbed: git git-lfs bash docker busybox zip unzip zstd sshd ssh iproute2 iptables postgresql gcc: all there\n"
 
 // newTestbed is a machine on which all components but some are there: `go` answers for the engine, once there is a file
 // of its name on the PATH.
@@ -124,7 +124,7 @@ func newTestbed(t *testing.T, without ...string) *machine {
 	t.Helper()
 	m := newMachine(t, "testbed.sh", "dirname", "mkdir", "cp", "tail")
 	m.fake("go", `[[ -e $(dirname "$0")/engine ]]`)
-	for _, command := range []string{"git", "git-lfs", "engine", "busybox", "zip", "unzip", "zstd", "sshd", "ssh", "gcc"} {
+	for _, command := range []string{"git", "git-lfs", "engine", "busybox", "zip", "unzip", "zstd", "sshd", "ssh", "ip", "iptables", "initdb", "gcc"} {
 		if !slices.Contains(without, command) {
 			m.fake(command, "")
 		}
