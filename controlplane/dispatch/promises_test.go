@@ -430,7 +430,7 @@ func TestAStoreThatIsOlderThanTheSpool(t *testing.T) {
 		ref := a.begin()
 		a.leave()
 		f.stop()
-		writeFile(t, filepath.Join(dir, "spool", fmt.Sprintf("v1-%d-%d-1048576", ref.GetJob(), ref.GetEpoch()+1)), "of another job")
+		writeFile(t, filepath.Join(dir, "spool", fmt.Sprintf("v2-%d-%d-1048576", ref.GetJob(), ref.GetEpoch()+1)), "of another job")
 		f = start(t, dir, g) // a backup was restored: it must be possible to start
 		defer f.stop()
 		a, _ = f.join("a", helloWith("1", 1, ref, fleetv1.JobState_JOB_STATE_STARTED))
