@@ -19,6 +19,7 @@ type agent struct {
 	bootID    string
 	hostID    string
 	hostname  string
+	before    string // the host that it was on when another one took over
 	version   string
 	os, arch  string
 	labels    map[string]string
@@ -31,7 +32,8 @@ type agent struct {
 	leases   map[*lease]struct{}
 	jobs     map[int64]*job // those whose current epoch is for it, reported ones excluded
 	pools    []*pool        // while it is here
-	lost     *time.Timer    // runs while it is away with jobs
+	lost     loss           // runs while it is away with jobs
+	unheard  bool           // it has not been here since the control plane was started
 	trace    *traceStream
 }
 
@@ -47,25 +49,25 @@ func (d *Dispatcher) agentLocked(id, name string) *agent {
 
 // attachLocked makes s the session of an agent that has none and answers for every job that the agent holds.
 func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
-	a.session, a.lastSeen = s, time.Now()
+	otherHost := a.hostID != "" && h.GetHostId() != "" && a.hostID != h.GetHostId()
+	if otherHost {
+		a.before = a.hostname
+	}
+	a.session, a.lastSeen, a.unheard = s, time.Now(), false
 	a.bootID, a.hostID, a.hostname = h.GetBootId(), h.GetHostId(), h.GetHostname()
 	a.version, a.os, a.arch = h.GetVersion(), h.GetOs(), h.GetArch()
 	a.labels, a.slots, a.draining = h.GetLabels(), int(h.GetSlots()), h.GetDraining()
 	a.executors = executorsOf(h)
-	if a.lost != nil {
-		a.lost.Stop()
-		a.lost = nil
-	}
 	w := &fleetv1.Welcome{
 		SessionId:  s.id,
 		Protocol:   protocolVersion,
 		PingPeriod: durationpb.New(d.cfg.PingPeriod),
-		StopAfter:  durationpb.New(d.cfg.StopAfter),
+		StopAfter:  durationpb.New(d.stopAfterLocked(a)),
 		AgentName:  a.name,
 	}
 	listed := make(map[int64]store.JobState, len(h.GetJobs()))
 	for _, held := range h.GetJobs() {
-		v := d.verdictLocked(a, held)
+		v := d.verdictLocked(a, held, otherHost)
 		w.Jobs = append(w.Jobs, v)
 		if v.GetVerdict() == fleetv1.Verdict_VERDICT_KEEP {
 			listed[held.GetRef().GetJob()] = heldState(held.GetState())
@@ -74,6 +76,10 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Welcome{Welcome: w}})
 	d.joinPoolsLocked(a)
 	for _, j := range slices.Collect(maps.Values(a.jobs)) {
+		if otherHost && listed[j.row.ID] == "" {
+			continue // it may still run where the agent was: only the lease ends it there
+		}
+		j.awayAt = time.Time{}
 		d.applyLocked(j, event{
 			kind: evUp, agent: a.id, state: listed[j.row.ID],
 			reason: fmt.Sprintf("agent %s came back without the job: it was restarted before the job began, or its data folder was lost", a.name),
@@ -81,18 +87,19 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	}
 	for _, held := range h.GetJobs() { // results that were found while the agent was away
 		j := a.jobs[held.GetRef().GetJob()]
-		if j != nil && held.GetState() == fleetv1.JobState_JOB_STATE_FINISHED && held.GetResult() != nil {
+		if j != nil && listed[j.row.ID] == store.JobFinished && held.GetState() == fleetv1.JobState_JOB_STATE_FINISHED && held.GetResult() != nil {
 			d.applyLocked(j, event{
 				kind: evReport, agent: a.id, epoch: held.GetRef().GetEpoch(),
 				state: store.JobFinished, result: storeResult(held.GetResult()),
 			})
 		}
 	}
+	d.awaitLocked(a)
 	d.serveAgentLocked(a)
 }
 
-// verdictLocked answers for one job that an agent says it holds.
-func (d *Dispatcher) verdictLocked(a *agent, held *fleetv1.HeldJob) *fleetv1.JobVerdict {
+// verdictLocked answers for one job that an agent says it holds, on another host than before or on the same.
+func (d *Dispatcher) verdictLocked(a *agent, held *fleetv1.HeldJob, otherHost bool) *fleetv1.JobVerdict {
 	ref := held.GetRef()
 	v := &fleetv1.JobVerdict{Ref: ref, Verdict: fleetv1.Verdict_VERDICT_KEEP}
 	j := d.jobs[ref.GetJob()]
@@ -105,6 +112,9 @@ func (d *Dispatcher) verdictLocked(a *agent, held *fleetv1.HeldJob) *fleetv1.Job
 		v.Verdict = fleetv1.Verdict_VERDICT_KILL
 	case j.life.phase < started, j.life.concluded():
 		// A promise that belongs to a session which is gone: the job is offered anew. Or the job was given up.
+		v.Verdict = fleetv1.Verdict_VERDICT_KILL
+	case otherHost && j.life.phase == started && held.GetState() >= fleetv1.JobState_JOB_STATE_FINISHED:
+		// What a copy of the data folder says of a process that is not on its host is worth nothing.
 		v.Verdict = fleetv1.Verdict_VERDICT_KILL
 	default:
 		v.Received = d.relay.Progress(ref.GetJob(), ref.GetEpoch()).Received
@@ -124,6 +134,9 @@ func (d *Dispatcher) detachLocked(a *agent, s *session) {
 	a.lastSeen = s.lastHeard()
 	a.leavePoolsLocked()
 	for _, j := range slices.Collect(maps.Values(a.jobs)) {
+		if j.awayAt.IsZero() {
+			j.awayAt = a.lastSeen
+		}
 		d.applyLocked(j, event{kind: evDown, agent: a.id})
 	}
 	d.awaitLocked(a)
@@ -135,31 +148,8 @@ func (d *Dispatcher) forgetLocked(a *agent) {
 	if a.session != nil || a.trace != nil || len(a.jobs) > 0 || len(a.leases) > 0 || d.agents[a.id] != a {
 		return
 	}
-	if a.lost != nil {
-		a.lost.Stop()
-	}
+	a.lost.stop()
 	delete(d.agents, a.id)
-}
-
-// awaitLocked starts the clock of an agent that is away with jobs: when its lease is over, they are lost.
-func (d *Dispatcher) awaitLocked(a *agent) {
-	if a.session != nil || a.lost != nil || len(a.jobs) == 0 || d.closed {
-		return
-	}
-	var timer *time.Timer
-	timer = time.AfterFunc(time.Until(a.lastSeen.Add(d.cfg.LostAfter)), func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if a.lost != timer || d.closed {
-			return // it came back in the same moment
-		}
-		a.lost = nil
-		for _, j := range slices.Collect(maps.Values(a.jobs)) {
-			d.applyLocked(j, event{kind: evLost, agent: a.id, reason: fmt.Sprintf(
-				"agent %s was lost: nothing was heard of it since %s", a.name, a.lastSeen.UTC().Format(time.RFC3339))})
-		}
-	})
-	a.lost = timer
 }
 
 // heldState is the store's word for how far an agent has come with a job that it may keep.

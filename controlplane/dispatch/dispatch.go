@@ -44,8 +44,7 @@ type Config struct {
 
 	// PingPeriod is how often each side of a session pings.
 	PingPeriod time.Duration
-	// StopAfter is S: an agent that has had no answer for so long stops its jobs. LostAfter is L: after so long without a
-	// word of an agent its jobs are reported as lost. L must exceed S by the time that stopping takes.
+	// StopAfter and LostAfter are the lease of the jobs of all runners that have none of their own.
 	StopAfter, LostAfter time.Duration
 	// ComeBack is what agents are told to wait when the control plane stops.
 	ComeBack time.Duration
@@ -60,8 +59,12 @@ type Runner struct {
 	Selector    registry.Selector
 	Limit       int   // jobs at once; 0 for no limit
 	OutputLimit int64 // bytes of trace per job
-	ShortToken  string
-	SystemID    string
+	// StopAfter is S: an agent that has had no answer for so long stops the runner's jobs. LostAfter is L: after so long
+	// without a word of an agent they are reported as lost. L must exceed S by the time that stopping takes. Both are 0 for
+	// those of Config.
+	StopAfter, LostAfter time.Duration
+	ShortToken           string
+	SystemID             string
 	// Settings are what its jobs are run with. Caches signs the URLs of those that are in an object store; nil: they stay
 	// where the jobs run.
 	Settings registry.Settings
@@ -123,9 +126,8 @@ func New(cfg Config) (*Dispatcher, error) {
 	cfg.StopAfter = orDefault(cfg.StopAfter, DefaultStopAfter)
 	cfg.LostAfter = orDefault(cfg.LostAfter, DefaultLostAfter)
 	cfg.ComeBack = orDefault(cfg.ComeBack, DefaultComeBack)
-	if cfg.LostAfter <= cfg.StopAfter {
-		return nil, fmt.Errorf("lost_after (%s) must be longer than stop_after (%s): an agent that is cut off has to stop its jobs before they are reported as lost",
-			cfg.LostAfter, cfg.StopAfter)
+	if err := checkLease(cfg.StopAfter, cfg.LostAfter); err != nil {
+		return nil, err
 	}
 	if cfg.Store == nil || cfg.Identity == nil || cfg.AgentName == nil || cfg.Retired == nil {
 		return nil, errors.New("dispatch needs a store, and to be told of identities and of retired runners")
@@ -147,6 +149,9 @@ func New(cfg Config) (*Dispatcher, error) {
 	for _, r := range cfg.Runners {
 		if _, ok := d.runners[r.Name]; ok {
 			return nil, fmt.Errorf("runner %q is configured twice", r.Name)
+		}
+		if err := r.completeLease(cfg); err != nil {
+			return nil, err
 		}
 		d.runners[r.Name] = newRunner(r, d.poolLocked(r.Executor, r.Selector))
 	}
@@ -174,6 +179,9 @@ func (d *Dispatcher) Start(ctx context.Context, r *relay.Relay) error {
 			d.log.Warn("a job's runner is no longer configured; the job ends, and no other follows", "job", row.ID,
 				"gitlab", row.GitLabURL, "gitlab_job", row.GitLabJobID, "runner", row.Runner, "state", row.State)
 			retired, err := d.cfg.Retired(row)
+			if err == nil {
+				err = retired.completeLease(d.cfg)
+			}
 			if err != nil {
 				return fmt.Errorf("take up job %d of runner %q, which is no longer configured: %w", row.ID, row.Runner, err)
 			}
@@ -199,7 +207,7 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 	l := life{agent: row.Agent}
 	switch row.State {
 	case store.JobClaimed:
-		l = life{phase: confirming, payload: true}
+		l = life{phase: confirming, payload: true, ran: true}
 		if r.pool == nil {
 			_ = l.conclude(fmt.Sprintf("runner %q is no longer configured in the control plane", row.Runner), runnerapi.ReasonRunnerSystem)
 		}
@@ -221,13 +229,15 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 	defer d.mu.Unlock()
 	if l.agent != "" {
 		a := d.agentLocked(l.agent, d.cfg.AgentName(l.agent))
-		a.lastSeen = time.Now()
+		if a.lastSeen.IsZero() { // nothing is known of the time before
+			a.lastSeen, a.unheard = time.Now(), true
+		}
 		j.bindLocked(a)
 		if l.slot {
 			j.lease = &lease{agent: a, runner: r}
 			a.leases[j.lease], r.leases[j.lease] = struct{}{}, struct{}{}
 		}
-		d.awaitLocked(a)
+		d.awaitJobLocked(a, j)
 	}
 	d.applyLocked(j, event{kind: evBegin})
 	return nil
@@ -265,7 +275,7 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 		return fmt.Errorf("store job %d of %s: %w", c.Envelope.ID, r.URL, err)
 	}
 	// A row that is known although nobody drives it is from a call whose answer was lost.
-	j := d.newJob(stored, r, life{phase: placing, payload: true, fresh: !known})
+	j := d.newJob(stored, r, life{phase: placing, payload: true, fresh: !known, ran: known, probe: !known && r.twoPhase.wantsProbe(time.Now())})
 	if l := res.takeLocked(); l != nil {
 		j.lease = l
 		j.life.slot, j.life.agent = true, l.agent.id
@@ -283,8 +293,10 @@ func newRow(r *runner, c Claim) store.NewJob {
 		Envelope: store.Envelope{
 			ProjectID: e.JobInfo.ProjectID, ProjectPath: e.JobInfo.ProjectFullPath, PipelineID: e.JobInfo.PipelineID,
 			JobName: e.JobInfo.Name, Stage: e.JobInfo.Stage, Ref: e.GitInfo.Ref,
-			Protected: e.GitInfo.Protected != nil && *e.GitInfo.Protected,
-			Timeout:   time.Duration(e.RunnerInfo.Timeout) * time.Second, ServerCA: c.ServerCA,
+			Protected: e.GitInfo.Protected != nil && *e.GitInfo.Protected, Tag: e.GitInfo.RefType == "tag",
+			Environment: e.Origin.Environment, Source: e.Origin.Source, User: e.Origin.User,
+			Timeout: time.Duration(e.RunnerInfo.Timeout) * time.Second, ServerCA: c.ServerCA,
+			StopAfter: r.StopAfter, LostAfter: r.LostAfter,
 		},
 		ClaimedAt: c.At,
 	}
@@ -304,9 +316,7 @@ func (d *Dispatcher) Close() {
 	d.mu.Lock()
 	d.closed = true
 	for _, a := range d.agents {
-		if a.lost != nil {
-			a.lost.Stop()
-		}
+		a.lost.stop()
 	}
 	for _, j := range d.jobs {
 		if j.timer != nil {

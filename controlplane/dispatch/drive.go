@@ -36,6 +36,7 @@ type job struct {
 	driving bool          // somebody is at todo
 	timer   *time.Timer
 	begun   time.Time     // when the agent said that it runs
+	awayAt  time.Time     // when its agent was heard last to have it; zero while the agent is here with it
 	signing *rate.Limiter // of URLs for its caches; nil before the first
 }
 
@@ -124,9 +125,12 @@ func (j *job) bindLocked(a *agent) {
 	if old == a {
 		return
 	}
-	j.holder = a
+	j.holder, j.awayAt = a, time.Time{}
 	if a != nil {
 		a.jobs[j.row.ID] = j
+		if a.session == nil {
+			j.awayAt = a.lastSeen
+		}
 	}
 	if old != nil {
 		delete(old.jobs, j.row.ID)
@@ -154,6 +158,9 @@ func (d *Dispatcher) drive(j *job) {
 			return
 		}
 		j.todo = j.todo[1:]
+		if a.kind == actPending {
+			j.runner.twoPhase.learn(time.Now(), a, ev.verdict, j.life.ran)
+		}
 		if ok {
 			d.applyLocked(j, ev)
 		}
@@ -215,9 +222,13 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 		}
 		return event{kind: evEpoch, epoch: next}, true
 	case actPending:
-		return d.askGitLab(ctx, j, runnerapi.StatePending), true
+		patience := askPatience
+		if a.probe {
+			patience = probePatience
+		}
+		return d.askGitLab(ctx, j, runnerapi.StatePending, patience), true
 	case actRun:
-		return d.askGitLab(ctx, j, runnerapi.StateRunning), true
+		return d.askGitLab(ctx, j, runnerapi.StateRunning, askPatience), true
 	case actStart:
 		if err := d.start(ctx, j, epoch); err != nil {
 			return event{kind: evLost, reason: err.Error()}, true
@@ -308,12 +319,12 @@ func insist[T any](ctx context.Context, j *job, what string, do func() (T, error
 }
 
 // askGitLab sends a PUT for a job that has not started and says what the answer means.
-func (d *Dispatcher) askGitLab(ctx context.Context, j *job, state string) event {
+func (d *Dispatcher) askGitLab(ctx context.Context, j *job, state string, patience time.Duration) event {
 	ev := event{kind: evRunning}
 	if state == runnerapi.StatePending {
 		ev.kind = evPending
 	}
-	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	res, err := j.runner.GitLab.UpdateJob(ctx, j.row.GitLabJobID, runnerapi.UpdateRequest{
 		Info: j.info(), Token: j.row.Token, State: state,
@@ -366,8 +377,9 @@ func (j *job) offer(ref *fleetv1.JobRef) *fleetv1.Offer {
 	if j.runner.ID != nil {
 		facts.Id = j.runner.ID()
 	}
+	stopAfter, _ := j.terms()
 	return &fleetv1.Offer{
-		Ref: ref, Executor: j.runner.Executor, OutputLimit: j.runner.OutputLimit, Runner: facts,
+		Ref: ref, Executor: j.runner.Executor, OutputLimit: j.runner.OutputLimit, Runner: facts, StopAfter: durationpb.New(stopAfter),
 		Envelope: &fleetv1.Envelope{
 			GitlabJobId: j.row.GitLabJobID, GitlabUrl: j.row.GitLabURL, ProjectId: e.ProjectID, ProjectPath: e.ProjectPath,
 			JobName: e.JobName, Stage: e.Stage, Ref: e.Ref, Protected: e.Protected,

@@ -407,7 +407,7 @@ func TestAnUnstartedJobIsConfirmedAndOfferedAnewAfterARestart(t *testing.T) {
 		defer a.leave()
 		ref := a.begin()
 		require.Equal(t, old.GetEpoch()+1, ref.GetEpoch())
-		require.Equal(t, []string{"101 pending", "101 running"}, g.puts)
+		require.Equal(t, []string{"101 pending", "101 pending", "101 running"}, g.puts, "asked as the first job, and after the restart")
 		a.finish(ref, "")
 	})
 }

@@ -50,6 +50,8 @@ const (
 	retryMost  = 30 * time.Second
 	// slotPatience is how long an accepted job keeps its slot while GitLab does not answer: others could use it.
 	slotPatience = time.Minute
+	// probePatience is how long a job's start may wait for GitLab's word about two-phase commit.
+	probePatience = 5 * time.Second
 )
 
 // lastLine begins the line with which the control plane ends the trace of a job that has no result of its own.
@@ -107,6 +109,7 @@ type action struct {
 	result store.Result
 	cancel cancelMode
 	reason string
+	probe  bool // actPending: the start waits for it
 }
 
 type actionKind int
@@ -149,6 +152,9 @@ type life struct {
 	cancel cancelMode
 	result *store.Result
 
+	probe      bool // the job is to find out whether GitLab has two-phase commit, before it starts
+	probing    bool // that PUT state=pending is under way
+	ran        bool // PUT state=running may have been sent: from then on 400 to pending says nothing of two-phase commit
 	confirmed  bool // GitLab says that the job is running, so keep-alives are touches
 	fresh      bool // the epoch was persisted with the claim and for agent: it can be offered as it is
 	unreported bool // GitLab wants nothing more of the job
@@ -211,17 +217,30 @@ func (l *life) begin(now time.Time) []action {
 		return []action{{kind: actPending}}
 	case placing:
 		l.keepAt = now.Add(pendingKeepAlive)
-		switch {
-		case !l.slot:
-			return l.wait(now)
-		case l.fresh:
-			return l.offer(now)
-		}
-		return []action{{kind: actReoffer, agent: l.agent}}
+		return append(l.beginPlacing(now), l.ask()...)
 	case finished:
 		return []action{{kind: actReport}}
 	}
 	return nil
+}
+
+func (l *life) beginPlacing(now time.Time) []action {
+	switch {
+	case !l.slot:
+		return l.wait(now)
+	case l.fresh:
+		return l.offer(now)
+	}
+	return []action{{kind: actReoffer, agent: l.agent}}
+}
+
+// ask asks GitLab about two-phase commit while the agent is being asked for its part.
+func (l *life) ask() []action {
+	if !l.probe {
+		return nil
+	}
+	l.probe, l.probing = false, true
+	return []action{{kind: actPending, probe: true}}
 }
 
 // place gives the slot back and looks for an agent, after a pause if it says so.
@@ -240,7 +259,7 @@ func (l *life) wait(now time.Time) []action {
 	var acts []action
 	if !now.Before(l.keepAt) {
 		l.keepAt = now.Add(pendingKeepAlive)
-		acts = append(acts, action{kind: l.keepAlive()})
+		acts = append(acts, l.keepAlive())
 	}
 	l.wakeAt = l.keepAt
 	if searching && l.resumeAt.Before(l.wakeAt) {
@@ -249,11 +268,16 @@ func (l *life) wait(now time.Time) []action {
 	return acts
 }
 
-func (l *life) keepAlive() actionKind {
+func (l *life) keepAlive() action {
 	if l.confirmed {
-		return actRun
+		return l.run()
 	}
-	return actPending
+	return action{kind: actPending}
+}
+
+func (l *life) run() action {
+	l.ran = true
+	return action{kind: actRun}
 }
 
 func (l *life) placed(ev event) []action {
@@ -282,7 +306,10 @@ func (l *life) reply(now time.Time, ev event) []action {
 		l.phase = accepted
 		l.retries, l.refusals, l.avoided = 0, 0, nil
 		l.wakeAt, l.giveUpAt = time.Time{}, now.Add(slotPatience)
-		return []action{{kind: actRun}}
+		if l.probing {
+			return nil // its answer comes first: to a job that runs, GitLab's answer is the same with and without two-phase commit
+		}
+		return []action{l.run()}
 	case l.phase == offered:
 		return l.refused(now)
 	case l.phase == accepted && !ev.ok:
@@ -315,18 +342,24 @@ func (l *life) tick(now time.Time) []action {
 		withdraw := action{kind: actWithdraw, agent: l.agent, reason: "the offer was not answered in time"}
 		return append([]action{withdraw}, l.refused(now)...)
 	case accepted:
-		return []action{{kind: actRun}}
+		return []action{l.run()}
 	}
 	return nil
 }
 
 func (l *life) pending(now time.Time, ev event) []action {
+	probed := l.probing
+	l.probing = false
 	if acts, over := l.answered(now, ev); over {
 		return acts
 	}
 	switch {
 	case l.phase == placing:
 		return l.wait(now)
+	case l.phase == accepted && probed && l.online:
+		return []action{l.run()}
+	case l.phase == accepted && probed:
+		return l.place(now, 0)
 	case l.phase != confirming:
 	case ev.verdict == verdictRetry:
 		l.wakeAt = now.Add(l.backoff(ev.retry))
@@ -549,7 +582,7 @@ func (l *life) down(now time.Time, ev event) []action {
 		return l.place(now, 0)
 	case accepted:
 		if l.wakeAt.IsZero() {
-			return nil // PUT running is under way; its answer finds the agent gone
+			return nil // a PUT is under way; its answer finds the agent gone
 		}
 		return l.place(now, 0)
 	}

@@ -18,7 +18,9 @@ func TestLifeKeepsItsPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := claimedWithSlot()
 		if rapid.Bool().Draw(t, "recovered") {
-			l = &life{phase: confirming, epoch: 1, payload: true, dice: noDice}
+			l = &life{phase: confirming, epoch: 1, payload: true, ran: true, dice: noDice}
+		} else {
+			l.probe = rapid.Bool().Draw(t, "probe")
 		}
 		w := &world{t: t, l: l, now: t0, agents: map[string]*worldAgent{"a": {up: true}, "b": {up: true}}}
 		w.do(event{kind: evBegin})
@@ -273,7 +275,7 @@ func (w *world) check() {
 	case offered:
 		ok = l.slot && !l.wakeAt.IsZero()
 	case accepted:
-		ok = l.slot && underWay(actRun) == l.wakeAt.IsZero()
+		ok = l.slot && (underWay(actRun) || l.probing && underWay(actPending)) == l.wakeAt.IsZero()
 	case started:
 		ok = l.slot && l.agent != ""
 	case finished:

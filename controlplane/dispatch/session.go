@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,15 +38,23 @@ type session struct {
 	out   outbox
 	began time.Time
 	heard atomic.Int64 // when the last frame came, in nanoseconds after began
-	seq   uint64       // of the last ping
+	pings atomic.Pointer[pinged]
 
 	welcomed atomic.Bool
 	agent    *agent // nil before Hello; guarded by the dispatcher's lock, as is over
 	over     bool   // too late for Hello
 }
 
+// pinged is the last ping.
+type pinged struct {
+	seq uint64
+	at  time.Time
+}
+
 func newSession(s *stream) *session {
-	return &session{stream: s, id: uuid.NewString(), out: newOutbox(outgoing), began: time.Now()}
+	out := &session{stream: s, id: uuid.NewString(), out: newOutbox(outgoing), began: time.Now()}
+	out.pings.Store(&pinged{})
+	return out
 }
 
 // hear notes a sign of life. The clock that counts is the monotonic one: a step of the wall clock must not end leases.
@@ -76,6 +85,7 @@ func (d *Dispatcher) Session(stream sessionStream) error {
 
 	ticker := time.NewTicker(d.cfg.PingPeriod)
 	defer ticker.Stop()
+	defer d.listen(s)()
 	err = s.wait(ticker.C, func(now time.Time) error { return d.tick(s, now) })
 
 	d.mu.Lock()
@@ -91,7 +101,35 @@ func (d *Dispatcher) Session(stream sessionStream) error {
 	return err
 }
 
-// tick is once per ping period: it pings, and ends a session that is dead or only half alive.
+// listen ends a session as soon as nothing was heard for two ping periods. It returns what ends the listening.
+func (d *Dispatcher) listen(s *session) (stop func()) {
+	most := 2 * d.cfg.PingPeriod
+	var mu sync.Mutex
+	var timer *time.Timer
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(most, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		silent := time.Since(s.lastHeard())
+		if timer == nil {
+			return
+		}
+		if s.welcomed.Load() && silent >= most {
+			s.end(status.Errorf(codes.DeadlineExceeded, "nothing was heard of the agent for %s", silent.Round(time.Millisecond)))
+			return
+		}
+		timer.Reset(max(most-silent, most/100))
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		timer.Stop()
+		timer = nil
+	}
+}
+
+// tick is once per ping period: it pings, and ends a session that does not begin or that is not read.
 func (d *Dispatcher) tick(s *session, now time.Time) error {
 	if !s.welcomed.Load() {
 		if now.Sub(s.began) >= helloPatience {
@@ -99,14 +137,12 @@ func (d *Dispatcher) tick(s *session, now time.Time) error {
 		}
 		return nil
 	}
-	if silent := now.Sub(s.lastHeard()); silent >= 2*d.cfg.PingPeriod {
-		return status.Errorf(codes.DeadlineExceeded, "nothing was heard of the agent for %s", silent.Round(time.Second))
-	}
 	if stuck := s.out.stuck(now); stuck >= 2*d.cfg.PingPeriod {
 		return status.Errorf(codes.DeadlineExceeded, "the agent has not read its session for %s", stuck.Round(time.Second))
 	}
-	s.seq++
-	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Ping{Ping: &fleetv1.Ping{Seq: s.seq}}})
+	p := &pinged{seq: s.pings.Load().seq + 1, at: now}
+	s.pings.Store(p)
+	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Ping{Ping: &fleetv1.Ping{Seq: p.seq}}})
 	return nil
 }
 
@@ -186,7 +222,7 @@ func (d *Dispatcher) helloLocked(s *session, id, name string, h *fleetv1.Hello) 
 		silent := time.Since(old.lastHeard())
 		if !sameProcess && !sameHost && silent < d.cfg.PingPeriod {
 			return status.Errorf(codes.AlreadyExists,
-				"agent %s is already here from host %s (boot %s), heard %s ago; this is host %s (boot %s): two agents share one data folder, give the copy a folder and a name of its own",
+				"agent %s is already here from host %s (boot %s), heard %s ago; this is host %s (boot %s): the data folder was copied, and one of the two has to enrol with a folder of its own",
 				a.name, a.hostname, a.bootID, silent.Round(time.Millisecond), h.GetHostname(), h.GetBootId())
 		}
 		old.end(status.Error(codes.Aborted, "a newer session of the same agent took over"))
@@ -204,6 +240,12 @@ func (d *Dispatcher) helloLocked(s *session, id, name string, h *fleetv1.Hello) 
 func (d *Dispatcher) message(s *session, m *fleetv1.SessionRequest) error {
 	if p := m.GetPing(); p != nil {
 		s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Pong{Pong: &fleetv1.Pong{Seq: p.GetSeq()}}})
+		return nil
+	}
+	if p := m.GetPong(); p != nil {
+		if last := s.pings.Load(); last.seq == p.GetSeq() {
+			d.log.Debug("pong", "session", s.id, "round_trip", time.Since(last.at))
+		}
 		return nil
 	}
 	d.mu.Lock()

@@ -29,6 +29,8 @@ type runner struct {
 	jobs    map[int64]*job      // claimed and not finished, with an agent or without
 	waiting list.List           // of *job: those that wait for an agent, oldest first
 	waiters []*waiter           // Reserve calls, oldest first
+
+	twoPhase twoPhase
 }
 
 type waiter struct {

@@ -743,7 +743,8 @@ type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// New with each start of the agent process. With host_id it tells a restarted agent from a cloned one.
 	BootId string `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	// Stable for the host, for example a digest of its machine id; empty if there is none.
+	// Stable for the host and the agent's data folder on it, for example a digest of machine id and folder: a copy of the
+	// folder has another one, on the same host too. Empty if there is none.
 	HostId string `protobuf:"bytes,2,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
 	// The range of protocol versions that the agent speaks, inclusive.
 	ProtocolMin uint32 `protobuf:"varint,3,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"`
@@ -1044,7 +1045,8 @@ type Welcome struct {
 	Protocol uint32 `protobuf:"varint,2,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// Each side sends a Ping this often; a side that has heard nothing for two periods takes the stream for dead.
 	PingPeriod *durationpb.Duration `protobuf:"bytes,3,opt,name=ping_period,json=pingPeriod,proto3" json:"ping_period,omitempty"`
-	// S of the design: an agent whose last acknowledged ping was sent longer ago stops its jobs.
+	// S of the design: an agent whose last acknowledged ping was sent longer ago stops its jobs, except those whose offer
+	// named a limit of their own. It is the shortest limit of any job that the agent has or may get.
 	StopAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=stop_after,json=stopAfter,proto3" json:"stop_after,omitempty"`
 	// What to do with each job of Hello.
 	Jobs          []*JobVerdict `protobuf:"bytes,5,rep,name=jobs,proto3" json:"jobs,omitempty"`
@@ -1292,8 +1294,11 @@ type Offer struct {
 	// The executor that is to run it.
 	Executor string `protobuf:"bytes,3,opt,name=executor,proto3" json:"executor,omitempty"`
 	// Bytes of trace after which the job's output is cut.
-	OutputLimit   int64        `protobuf:"varint,4,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
-	Runner        *RunnerFacts `protobuf:"bytes,5,opt,name=runner,proto3" json:"runner,omitempty"`
+	OutputLimit int64        `protobuf:"varint,4,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
+	Runner      *RunnerFacts `protobuf:"bytes,5,opt,name=runner,proto3" json:"runner,omitempty"`
+	// S for this job, for as long as it lives: it takes the place of Welcome.stop_after. Unset by control planes that have
+	// one limit for all jobs. Agents that do not know it follow Welcome.stop_after, which is never longer.
+	StopAfter     *durationpb.Duration `protobuf:"bytes,6,opt,name=stop_after,json=stopAfter,proto3" json:"stop_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1359,6 +1364,13 @@ func (x *Offer) GetOutputLimit() int64 {
 func (x *Offer) GetRunner() *RunnerFacts {
 	if x != nil {
 		return x.Runner
+	}
+	return nil
+}
+
+func (x *Offer) GetStopAfter() *durationpb.Duration {
+	if x != nil {
+		return x.StopAfter
 	}
 	return nil
 }
@@ -2884,13 +2896,15 @@ const file_switchyard_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x04Ping\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\x18\n" +
 	"\x04Pong\x12\x10\n" +
-	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\xea\x01\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\"\xa4\x02\n" +
 	"\x05Offer\x12-\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.switchyard.fleet.v1.JobRefR\x03ref\x129\n" +
 	"\benvelope\x18\x02 \x01(\v2\x1d.switchyard.fleet.v1.EnvelopeR\benvelope\x12\x1a\n" +
 	"\bexecutor\x18\x03 \x01(\tR\bexecutor\x12!\n" +
 	"\foutput_limit\x18\x04 \x01(\x03R\voutputLimit\x128\n" +
-	"\x06runner\x18\x05 \x01(\v2 .switchyard.fleet.v1.RunnerFactsR\x06runner\"\xc6\x02\n" +
+	"\x06runner\x18\x05 \x01(\v2 .switchyard.fleet.v1.RunnerFactsR\x06runner\x128\n" +
+	"\n" +
+	"stop_after\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tstopAfter\"\xc6\x02\n" +
 	"\bEnvelope\x12\"\n" +
 	"\rgitlab_job_id\x18\x01 \x01(\x03R\vgitlabJobId\x12\x1d\n" +
 	"\n" +
@@ -3139,49 +3153,50 @@ var file_switchyard_fleet_v1_fleet_proto_depIdxs = []int32{
 	5,  // 29: switchyard.fleet.v1.Offer.ref:type_name -> switchyard.fleet.v1.JobRef
 	16, // 30: switchyard.fleet.v1.Offer.envelope:type_name -> switchyard.fleet.v1.Envelope
 	17, // 31: switchyard.fleet.v1.Offer.runner:type_name -> switchyard.fleet.v1.RunnerFacts
-	40, // 32: switchyard.fleet.v1.Envelope.timeout:type_name -> google.protobuf.Duration
-	5,  // 33: switchyard.fleet.v1.OfferReply.ref:type_name -> switchyard.fleet.v1.JobRef
-	5,  // 34: switchyard.fleet.v1.Withdraw.ref:type_name -> switchyard.fleet.v1.JobRef
-	5,  // 35: switchyard.fleet.v1.Start.ref:type_name -> switchyard.fleet.v1.JobRef
-	5,  // 36: switchyard.fleet.v1.Cancel.ref:type_name -> switchyard.fleet.v1.JobRef
-	2,  // 37: switchyard.fleet.v1.Cancel.mode:type_name -> switchyard.fleet.v1.CancelMode
-	5,  // 38: switchyard.fleet.v1.JobReport.ref:type_name -> switchyard.fleet.v1.JobRef
-	0,  // 39: switchyard.fleet.v1.JobReport.state:type_name -> switchyard.fleet.v1.JobState
-	23, // 40: switchyard.fleet.v1.JobReport.result:type_name -> switchyard.fleet.v1.Result
-	41, // 41: switchyard.fleet.v1.Result.started_at:type_name -> google.protobuf.Timestamp
-	41, // 42: switchyard.fleet.v1.Result.finished_at:type_name -> google.protobuf.Timestamp
-	5,  // 43: switchyard.fleet.v1.ReportAck.ref:type_name -> switchyard.fleet.v1.JobRef
-	0,  // 44: switchyard.fleet.v1.ReportAck.state:type_name -> switchyard.fleet.v1.JobState
-	5,  // 45: switchyard.fleet.v1.Forget.ref:type_name -> switchyard.fleet.v1.JobRef
-	40, // 46: switchyard.fleet.v1.ComeBack.after:type_name -> google.protobuf.Duration
-	5,  // 47: switchyard.fleet.v1.TraceRequest.ref:type_name -> switchyard.fleet.v1.JobRef
-	5,  // 48: switchyard.fleet.v1.TraceResponse.ref:type_name -> switchyard.fleet.v1.JobRef
-	3,  // 49: switchyard.fleet.v1.TraceResponse.outcome:type_name -> switchyard.fleet.v1.TraceOutcome
-	5,  // 50: switchyard.fleet.v1.GetJobRequest.ref:type_name -> switchyard.fleet.v1.JobRef
-	41, // 51: switchyard.fleet.v1.GetJobResponse.claimed_at:type_name -> google.protobuf.Timestamp
-	33, // 52: switchyard.fleet.v1.GetJobResponse.settings:type_name -> switchyard.fleet.v1.JobSettings
-	34, // 53: switchyard.fleet.v1.JobSettings.environment:type_name -> switchyard.fleet.v1.Variable
-	40, // 54: switchyard.fleet.v1.JobSettings.prepare_timeout:type_name -> google.protobuf.Duration
-	40, // 55: switchyard.fleet.v1.JobSettings.get_sources_timeout:type_name -> google.protobuf.Duration
-	38, // 56: switchyard.fleet.v1.JobSettings.feature_flags:type_name -> switchyard.fleet.v1.JobSettings.FeatureFlagsEntry
-	40, // 57: switchyard.fleet.v1.JobSettings.artifact_upload_timeout:type_name -> google.protobuf.Duration
-	40, // 58: switchyard.fleet.v1.JobSettings.artifact_response_header_timeout:type_name -> google.protobuf.Duration
-	5,  // 59: switchyard.fleet.v1.SignCacheRequest.ref:type_name -> switchyard.fleet.v1.JobRef
-	4,  // 60: switchyard.fleet.v1.SignCacheRequest.operation:type_name -> switchyard.fleet.v1.CacheOperation
-	39, // 61: switchyard.fleet.v1.SignCacheResponse.headers:type_name -> switchyard.fleet.v1.SignCacheResponse.HeadersEntry
-	6,  // 62: switchyard.fleet.v1.FleetService.Session:input_type -> switchyard.fleet.v1.SessionRequest
-	29, // 63: switchyard.fleet.v1.FleetService.Trace:input_type -> switchyard.fleet.v1.TraceRequest
-	31, // 64: switchyard.fleet.v1.FleetService.GetJob:input_type -> switchyard.fleet.v1.GetJobRequest
-	35, // 65: switchyard.fleet.v1.FleetService.SignCache:input_type -> switchyard.fleet.v1.SignCacheRequest
-	7,  // 66: switchyard.fleet.v1.FleetService.Session:output_type -> switchyard.fleet.v1.SessionResponse
-	30, // 67: switchyard.fleet.v1.FleetService.Trace:output_type -> switchyard.fleet.v1.TraceResponse
-	32, // 68: switchyard.fleet.v1.FleetService.GetJob:output_type -> switchyard.fleet.v1.GetJobResponse
-	36, // 69: switchyard.fleet.v1.FleetService.SignCache:output_type -> switchyard.fleet.v1.SignCacheResponse
-	66, // [66:70] is the sub-list for method output_type
-	62, // [62:66] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	40, // 32: switchyard.fleet.v1.Offer.stop_after:type_name -> google.protobuf.Duration
+	40, // 33: switchyard.fleet.v1.Envelope.timeout:type_name -> google.protobuf.Duration
+	5,  // 34: switchyard.fleet.v1.OfferReply.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 35: switchyard.fleet.v1.Withdraw.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 36: switchyard.fleet.v1.Start.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 37: switchyard.fleet.v1.Cancel.ref:type_name -> switchyard.fleet.v1.JobRef
+	2,  // 38: switchyard.fleet.v1.Cancel.mode:type_name -> switchyard.fleet.v1.CancelMode
+	5,  // 39: switchyard.fleet.v1.JobReport.ref:type_name -> switchyard.fleet.v1.JobRef
+	0,  // 40: switchyard.fleet.v1.JobReport.state:type_name -> switchyard.fleet.v1.JobState
+	23, // 41: switchyard.fleet.v1.JobReport.result:type_name -> switchyard.fleet.v1.Result
+	41, // 42: switchyard.fleet.v1.Result.started_at:type_name -> google.protobuf.Timestamp
+	41, // 43: switchyard.fleet.v1.Result.finished_at:type_name -> google.protobuf.Timestamp
+	5,  // 44: switchyard.fleet.v1.ReportAck.ref:type_name -> switchyard.fleet.v1.JobRef
+	0,  // 45: switchyard.fleet.v1.ReportAck.state:type_name -> switchyard.fleet.v1.JobState
+	5,  // 46: switchyard.fleet.v1.Forget.ref:type_name -> switchyard.fleet.v1.JobRef
+	40, // 47: switchyard.fleet.v1.ComeBack.after:type_name -> google.protobuf.Duration
+	5,  // 48: switchyard.fleet.v1.TraceRequest.ref:type_name -> switchyard.fleet.v1.JobRef
+	5,  // 49: switchyard.fleet.v1.TraceResponse.ref:type_name -> switchyard.fleet.v1.JobRef
+	3,  // 50: switchyard.fleet.v1.TraceResponse.outcome:type_name -> switchyard.fleet.v1.TraceOutcome
+	5,  // 51: switchyard.fleet.v1.GetJobRequest.ref:type_name -> switchyard.fleet.v1.JobRef
+	41, // 52: switchyard.fleet.v1.GetJobResponse.claimed_at:type_name -> google.protobuf.Timestamp
+	33, // 53: switchyard.fleet.v1.GetJobResponse.settings:type_name -> switchyard.fleet.v1.JobSettings
+	34, // 54: switchyard.fleet.v1.JobSettings.environment:type_name -> switchyard.fleet.v1.Variable
+	40, // 55: switchyard.fleet.v1.JobSettings.prepare_timeout:type_name -> google.protobuf.Duration
+	40, // 56: switchyard.fleet.v1.JobSettings.get_sources_timeout:type_name -> google.protobuf.Duration
+	38, // 57: switchyard.fleet.v1.JobSettings.feature_flags:type_name -> switchyard.fleet.v1.JobSettings.FeatureFlagsEntry
+	40, // 58: switchyard.fleet.v1.JobSettings.artifact_upload_timeout:type_name -> google.protobuf.Duration
+	40, // 59: switchyard.fleet.v1.JobSettings.artifact_response_header_timeout:type_name -> google.protobuf.Duration
+	5,  // 60: switchyard.fleet.v1.SignCacheRequest.ref:type_name -> switchyard.fleet.v1.JobRef
+	4,  // 61: switchyard.fleet.v1.SignCacheRequest.operation:type_name -> switchyard.fleet.v1.CacheOperation
+	39, // 62: switchyard.fleet.v1.SignCacheResponse.headers:type_name -> switchyard.fleet.v1.SignCacheResponse.HeadersEntry
+	6,  // 63: switchyard.fleet.v1.FleetService.Session:input_type -> switchyard.fleet.v1.SessionRequest
+	29, // 64: switchyard.fleet.v1.FleetService.Trace:input_type -> switchyard.fleet.v1.TraceRequest
+	31, // 65: switchyard.fleet.v1.FleetService.GetJob:input_type -> switchyard.fleet.v1.GetJobRequest
+	35, // 66: switchyard.fleet.v1.FleetService.SignCache:input_type -> switchyard.fleet.v1.SignCacheRequest
+	7,  // 67: switchyard.fleet.v1.FleetService.Session:output_type -> switchyard.fleet.v1.SessionResponse
+	30, // 68: switchyard.fleet.v1.FleetService.Trace:output_type -> switchyard.fleet.v1.TraceResponse
+	32, // 69: switchyard.fleet.v1.FleetService.GetJob:output_type -> switchyard.fleet.v1.GetJobResponse
+	36, // 70: switchyard.fleet.v1.FleetService.SignCache:output_type -> switchyard.fleet.v1.SignCacheResponse
+	67, // [67:71] is the sub-list for method output_type
+	63, // [63:67] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_switchyard_fleet_v1_fleet_proto_init() }
