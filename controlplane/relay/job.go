@@ -45,14 +45,15 @@ type job struct {
 	refused bool
 
 	result    *store.Result
-	completed bool      // the report knows the end
-	safe      bool      // that the trace is safe was told (Progress.Complete)
-	resend    time.Time // the trace was asked for again and is waited for until then; else zero
-	resent    bool      // it was asked for once
-	rewinds   int       // how often synced lost its meaning
-	reported  bool      // Events.Reported was or is being called
-	complains bool      // that GitLab does not answer was logged
-	closed    bool      // forgotten, or the relay is closed
+	completed bool          // the report knows the end
+	safe      bool          // that the trace is safe was told (Progress.Complete)
+	settled   chan struct{} // made by Await; closed when safe or closed
+	resend    time.Time     // the trace was asked for again and is waited for until then; else zero
+	resent    bool          // it was asked for once
+	rewinds   int           // how often synced lost its meaning
+	reported  bool          // Events.Reported was or is being called
+	complains bool          // that GitLab does not answer was logged
+	closed    bool          // forgotten, or the relay is closed
 }
 
 // Open begins or takes up the report of a job that GitLab knows as running. A spool of this epoch that is found is
@@ -252,7 +253,41 @@ func (j *job) nowSafe() bool {
 		return false
 	}
 	j.safe = true
+	j.release()
 	return true
+}
+
+// release lets go those that wait for the end of the job's trace; mu must be held.
+func (j *job) release() {
+	if j.settled != nil {
+		close(j.settled)
+		j.settled = nil
+	}
+}
+
+// Await returns when the whole trace of a finished job is safe (Progress.Complete), or the job is not open with this
+// epoch any more. It fails with the context's error only. It waits for no GitLab, but for an agent that still has bytes.
+func (r *Relay) Await(ctx context.Context, id, epoch int64) error {
+	j := r.find(id, epoch)
+	if j == nil {
+		return nil
+	}
+	j.mu.Lock()
+	if j.closed || j.safe || j.completed && j.progress(Stop).Complete {
+		j.mu.Unlock()
+		return nil
+	}
+	if j.settled == nil {
+		j.settled = make(chan struct{})
+	}
+	settled := j.settled
+	j.mu.Unlock()
+	select {
+	case <-settled:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Forget ends the report of a job, wherever it is, and removes its spool. A request that is under way is cut off.
@@ -288,6 +323,7 @@ func (j *job) forget() error {
 	j.mu.Lock()
 	was := j.closed
 	j.closed = true
+	j.release()
 	j.disarm()
 	j.mu.Unlock()
 	if was || j.file == nil {
@@ -308,5 +344,6 @@ func (j *job) close() {
 		}
 	}
 	j.closed = true
+	j.release()
 	j.disarm()
 }

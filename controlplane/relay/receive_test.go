@@ -385,3 +385,37 @@ func TestEventsMayCallTheRelay(t *testing.T) {
 		require.Empty(t, b.files())
 	})
 }
+
+func TestAwaitWaitsForTheDiskAndNotForGitLab(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.gitlab.fault = func(context.Context, call) *answer { return &answer{err: errNoAnswer} }
+		require.NoError(t, b.r.Await(t.Context(), 1, 1), "a job that is not open")
+		b.open(1)
+		b.open(2)
+		trace := []byte("hello world")
+		b.r.Append(1, 1, 0, trace[:5])
+		b.finish(1, trace)
+		ended := make(chan error, 3)
+		for _, id := range []int64{1, 1, 2} {
+			go func() { ended <- b.r.Await(t.Context(), id, 1) }()
+		}
+		pass(time.Hour)
+		require.Empty(t, ended, "bytes are missing; the other job runs")
+		b.r.Append(1, 1, 5, trace[5:])
+		synctest.Wait()
+		require.Empty(t, ended, "they are not synced")
+		pass(finishSync)
+		require.NoError(t, <-ended)
+		require.NoError(t, <-ended)
+		require.NoError(t, b.r.Await(t.Context(), 1, 1))
+		require.Empty(t, ended)
+		b.r.Forget(2)
+		require.NoError(t, <-ended)
+
+		b.open(3)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		require.ErrorIs(t, b.r.Await(ctx, 3, 1), context.DeadlineExceeded)
+	})
+}
