@@ -22,6 +22,9 @@ import (
 // askPatience is how long one PUT of a job that has not started may take.
 const askPatience = time.Minute
 
+// tracePatience is how long the acknowledgement of a result waits for the end of the job's trace.
+const tracePatience = 10 * time.Second
+
 // job is one job that is here. All but row and runner is guarded by the dispatcher's lock.
 type job struct {
 	d      *Dispatcher
@@ -242,6 +245,7 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 		return event{kind: evFinished}, true
 	case actReport:
 		d.report(ctx, j, epoch, func(r store.Result) error { return d.relay.Finish(id, epoch, r) })
+		d.awaitTrace(ctx, j, epoch)
 	case actLoss:
 		d.report(ctx, j, epoch, func(r store.Result) error { return d.relay.Fail(id, epoch, r, a.reason) })
 	case actDelete:
@@ -290,6 +294,16 @@ func (d *Dispatcher) report(ctx context.Context, j *job, epoch int64, finish fun
 		}
 		return struct{}{}, finish(result)
 	})
+}
+
+// awaitTrace waits until the whole trace of a finished job is synced, for tracePatience at most: the agent, whose slot is
+// free already, keeps what is missing until the job is reported.
+func (d *Dispatcher) awaitTrace(ctx context.Context, j *job, epoch int64) {
+	patient, cancel := context.WithTimeout(ctx, tracePatience)
+	defer cancel()
+	if err := d.relay.Await(patient, j.row.ID, epoch); err != nil && ctx.Err() == nil {
+		d.log.Info("the end of a finished job's trace is late", "job", j.row.ID, "gitlab_job", j.row.GitLabJobID)
+	}
 }
 
 // insist repeats what must not fail - a full disk is waited for - until it works, the control plane stops, or the error

@@ -126,7 +126,7 @@ const (
 	actAck                           // tell the agent that its report is durable
 	actDropPayload                   // nobody needs the payload any more
 	actFinish                        // persist the result; answered by evFinished
-	actReport                        // let the relay report the result; answered by evReported
+	actReport                        // let the relay report the result, wait a little until its trace is synced; answered by evReported
 	actLoss                          // like actReport, with what is here of the trace and a last line that says why
 	actDelete                        // stop reporting and forget the job
 	actForget                        // tell the agent to delete what it holds
@@ -502,13 +502,16 @@ func (l *life) done() []action {
 		return nil
 	}
 	var acts []action
+	if !l.unreported {
+		acts = append(acts, action{kind: actReport}) // before the agent hears of it its trace is to be safe
+	}
 	if l.agent != "" {
 		acts = append(acts, action{kind: actAck, agent: l.agent, state: store.JobFinished})
 	}
 	if l.unreported {
-		return append(acts, l.bury()...)
+		acts = append(acts, l.bury()...)
 	}
-	return append(acts, action{kind: actReport})
+	return acts
 }
 
 // gone: the relay is done with the job, in good or in bad.
