@@ -1,0 +1,185 @@
+//go:build linux
+
+package fleettest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/switchyard-ci/switchyard/internal/faults"
+)
+
+// maxHeldBody is how much of a request is read to find out whether it is held.
+const maxHeldBody = 1 << 20
+
+// holds stands before the embedded GitLab and stops single requests, so that a job stays where it is.
+type holds struct {
+	next http.Handler
+	mu   sync.Mutex
+	list []*hold
+}
+
+// hold is for the first request that it wants.
+type hold struct {
+	wants func(method, path, body string) bool
+	// answer: the request has its effect before it is held, and is held only if GitLab answers with this code. 0: it is
+	// held before GitLab hears of it.
+	answer int
+
+	arrived chan struct{} // closed when a request is held
+	let     chan bool     // true: it goes on; false: its connection ends
+}
+
+// hold begins to wait for a request.
+func (h *holds) hold(answer int, wants func(method, path, body string) bool) *hold {
+	one := &hold{wants: wants, answer: answer, arrived: make(chan struct{}), let: make(chan bool, 1)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.list = append(h.list, one)
+	return one
+}
+
+// take returns the hold that wants a request, which from now on wants no other.
+func (h *holds) take(r *http.Request, body string) *hold {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, one := range h.list {
+		if one.wants(r.Method, r.URL.Path, body) {
+			h.list = append(h.list[:i:i], h.list[i+1:]...)
+			return one
+		}
+	}
+	return nil
+}
+
+func (h *holds) again(one *hold) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.list = append(h.list, one)
+}
+
+func (h *holds) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var body []byte
+	if !strings.HasSuffix(r.URL.Path, "/artifacts") {
+		var err error
+		if body, err = io.ReadAll(io.LimitReader(r.Body, maxHeldBody)); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), r.Body))
+	}
+	one := h.take(r, string(body))
+	if one == nil {
+		h.next.ServeHTTP(w, r)
+		return
+	}
+	var answer *httptest.ResponseRecorder
+	if one.answer != 0 {
+		answer = httptest.NewRecorder()
+		h.next.ServeHTTP(answer, r)
+		if answer.Code != one.answer {
+			h.again(one)
+			send(w, answer)
+			return
+		}
+	}
+	close(one.arrived)
+	select {
+	case on := <-one.let:
+		if !on {
+			panic(http.ErrAbortHandler)
+		}
+	case <-r.Context().Done():
+		panic(http.ErrAbortHandler)
+	}
+	if answer != nil {
+		send(w, answer)
+		return
+	}
+	h.next.ServeHTTP(w, r)
+}
+
+func send(w http.ResponseWriter, answer *httptest.ResponseRecorder) {
+	for key, values := range answer.Header() {
+		w.Header()[key] = values
+	}
+	w.WriteHeader(answer.Code)
+	_, _ = w.Write(answer.Body.Bytes())
+}
+
+// Requests that the phases of a job wait for.
+
+func claims(method, path, _ string) bool {
+	return method == http.MethodPost && strings.HasSuffix(path, "/jobs/request")
+}
+
+func starts(method, _, body string) bool {
+	return method == http.MethodPut && strings.Contains(body, `"state":"running"`)
+}
+
+func results(method, _, body string) bool {
+	return method == http.MethodPut && (strings.Contains(body, `"state":"success"`) || strings.Contains(body, `"state":"failed"`))
+}
+
+func uploads(method, path, _ string) bool {
+	return method == http.MethodPost && strings.HasSuffix(path, "/artifacts")
+}
+
+// door is where control plane and jobs find GitLab. While it is shut connections are refused.
+type door struct {
+	t       testing.TB
+	address string
+	proxy   *httputil.ReverseProxy
+	server  *http.Server
+	served  chan struct{}
+}
+
+// newDoor opens a door on a loopback address that nobody else uses, so that the port is still free when it is opened again.
+func newDoor(t testing.TB, ip string, behind *faults.GitLab) *door {
+	t.Helper()
+	to, err := url.Parse(behind.URL())
+	require.NoError(t, err)
+	d := &door{t: t, address: net.JoinHostPort(ip, "0"), proxy: &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(to)
+			r.Out.Host = r.In.Host
+		},
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		Transport:    &http.Transport{MaxIdleConnsPerHost: 16},
+	}}
+	d.open()
+	return d
+}
+
+func (d *door) open() {
+	d.t.Helper()
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", d.address)
+	require.NoError(d.t, err)
+	d.address, d.server, d.served = l.Addr().String(), &http.Server{Handler: d.proxy}, make(chan struct{})
+	go func() {
+		defer close(d.served)
+		_ = d.server.Serve(l)
+	}()
+}
+
+// shut refuses connections and ends those that there are.
+func (d *door) shut() {
+	d.t.Helper()
+	if err := d.server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		require.NoError(d.t, err)
+	}
+	<-d.served
+}
+
+func (d *door) url() string { return "http://" + d.address }
