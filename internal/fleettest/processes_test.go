@@ -35,6 +35,7 @@ type processes struct {
 	agents map[string]*process
 
 	emptyProfile bool
+	namespaces   map[string]string
 }
 
 // process is a running program.
@@ -70,21 +71,35 @@ type processOptions struct {
 	// emptyProfile lets jobs log in with an empty /etc/profile, in a mount namespace of the agent's own, if this is root:
 	// what a host's profile costs is not ours.
 	emptyProfile bool
+	// gitlab is where GitLab listens and listen where the control plane does; ports of the loopback if they are not set.
+	gitlab net.Listener
+	listen string
+	// namespaces are the network namespaces that programs run in; those that are not in it run in the test's own.
+	namespaces map[string]string
 }
 
 // startProcesses starts the embedded GitLab and a control plane with that many runners.
 func startProcesses(t testing.TB, o processOptions) *processes {
 	t.Helper()
-	p := &processes{t: t, dir: t.TempDir(), agents: map[string]*process{}, env: cleanEnvironment(t), emptyProfile: o.emptyProfile && os.Geteuid() == 0}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
+	p := &processes{
+		t: t, dir: t.TempDir(), agents: map[string]*process{}, env: cleanEnvironment(t), listen: o.listen,
+		emptyProfile: o.emptyProfile && os.Geteuid() == 0, namespaces: o.namespaces,
+	}
+	var err error
+	l := o.gitlab
+	if l == nil {
+		l, err = net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+	}
 	o.coordinator.URL, o.coordinator.Dir = "http://"+l.Addr().String(), t.TempDir()
 	p.gitlab, err = coordinator.New(o.coordinator)
 	require.NoError(t, err)
 	p.server = &http.Server{Handler: p.gitlab.Handler(), ReadHeaderTimeout: time.Minute}
 	go func() { _ = p.server.Serve(l) }()
 
-	p.listen = freeAddress(t)
+	if p.listen == "" {
+		p.listen = freeAddress(t)
+	}
 	var runners strings.Builder
 	for i := range max(o.runners, 1) {
 		r, err := p.gitlab.AddRunner(coordinator.RunnerOptions{Description: fmt.Sprintf("runner-%d", i), RunUntagged: true})
@@ -114,6 +129,9 @@ func (p *processes) start(program string, args ...string) *process {
 	if p.emptyProfile && program == "switchyard-agent" {
 		const script = `mount --make-rprivate / && mount --bind /dev/null /etc/profile && exec "$0" "$@"`
 		cmd = exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, cmd.Path}, args...)...)
+	}
+	if ns := p.namespaces[program]; ns != "" {
+		cmd = exec.Command("ip", append([]string{"netns", "exec", ns}, cmd.Args...)...)
 	}
 	cmd.Dir, cmd.Env = p.dir, p.env
 	x := &process{cmd: cmd, log: &lockedBuffer{}, done: make(chan struct{})}
