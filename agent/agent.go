@@ -170,14 +170,22 @@ func (a *Agent) target() uplink.Target {
 	}
 }
 
-// hostID is the same for all agents on a host, and says nothing else about it; empty if the host has no machine id.
-func hostID() string {
-	b, err := os.ReadFile("/etc/machine-id")
-	id := strings.TrimSpace(string(b))
-	if err != nil || id == "" {
+// hostID is the same for as long as the agent's data folder stays where it is on its host, and says nothing else about
+// either. A copy of the folder has another one, also on the same host. It is empty if the host has no name of its own.
+func hostID(dir *datadir.Dir) string {
+	var host string
+	// Containers often have no machine id; what takes its place is new with each boot.
+	for _, file := range []string{"/etc/machine-id", "/proc/sys/kernel/random/boot_id"} {
+		if b, err := os.ReadFile(file); err == nil && len(strings.TrimSpace(string(b))) > 0 {
+			host = strings.TrimSpace(string(b))
+			break
+		}
+	}
+	place, err := dir.Place()
+	if host == "" || err != nil {
 		return ""
 	}
-	digest := sha256.Sum256([]byte("switchyard host id\x00" + id))
+	digest := sha256.Sum256([]byte("switchyard host id\x00" + host + "\x00" + place))
 	return hex.EncodeToString(digest[:16])
 }
 

@@ -4,59 +4,109 @@ import (
 	"time"
 
 	"github.com/switchyard-ci/switchyard/agent/ledger"
+	"github.com/switchyard-ci/switchyard/agent/supervisor"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 )
 
-// lease is the agent's right to go on with its jobs: the control plane takes them for lost some time after it ends.
+// lease is the agent's right to go on with its jobs: the control plane takes a job for lost some time after the job's own
+// limit is over. All limits are counted from the same moment.
 type lease struct {
-	span    time.Duration // S of the design; 0: not known yet, or none
-	until   time.Time     // when it ends; zero: not known yet
-	passed  time.Time     // the end that jobs were told last
-	timer   *time.Timer
-	stopped bool // it ended and the jobs were stopped
+	span  time.Duration // S of the design for jobs without one of their own; 0: not known yet, or none
+	acked time.Time     // when the last message was sent that was answered; zero: none was
+	jobs  map[ledger.Ref]*jobLease
+	timer *time.Timer // to the next end of a job's
+}
+
+// jobLease is what became of one job's.
+type jobLease struct {
+	passed  time.Time // the end that the job was told last
+	stopped time.Time // the end at which it was stopped; zero: it was not
 }
 
 func newLease() lease {
-	return lease{timer: stoppedTimer()}
+	return lease{jobs: make(map[ledger.Ref]*jobLease), timer: stoppedTimer()}
 }
 
-// extend counts the lease anew from the sending of a message that was answered. Jobs have the same limit for themselves;
-// they are told when a quarter of it has gone by, so that they need not be woken at each ping.
+// until is when a job's lease ends; zero: not as far as is known.
+func (v *lease) until(job *supervisor.Job) time.Time {
+	span := v.span
+	if own := job.Intent.StopAfter; own > 0 {
+		span = own
+	}
+	if span <= 0 || v.acked.IsZero() {
+		return time.Time{}
+	}
+	return v.acked.Add(span)
+}
+
+// extend counts leases anew from the sending of a message that was answered.
 func (l *loop) extend(sent time.Time) {
+	if sent.After(l.lease.acked) {
+		l.lease.acked = sent
+		l.renewLeases()
+	}
+}
+
+// setLease sets the span that the control plane grants from now on to jobs that have none of their own.
+func (l *loop) setLease(span time.Duration) {
+	if span != l.lease.span {
+		l.lease.span = span
+		l.renewLeases()
+	}
+}
+
+// renewLeases tells the jobs that run how long they may, and sets the clock for the first of them. Jobs have the same limit
+// for themselves; they are told when a quarter of it has gone by, so that they need not be woken at each ping.
+func (l *loop) renewLeases() {
 	v := &l.lease
-	if v.span <= 0 || !sent.Add(v.span).After(v.until) {
-		return
-	}
-	v.until, v.stopped = sent.Add(v.span), false
-	v.timer.Reset(time.Until(v.until))
-	if v.until.Sub(v.passed) < v.span/4 {
-		return
-	}
-	v.passed = v.until
+	var first time.Time
 	for ref, job := range l.jobs {
-		if l.ledger.Phase(ref) == ledger.Started {
-			job.Lease(v.until)
+		until := v.until(job)
+		if until.IsZero() || l.ledger.Phase(ref) != ledger.Started {
+			continue
+		}
+		known := v.of(ref)
+		if gained := until.Sub(known.passed); gained < 0 || gained >= until.Sub(v.acked)/4 {
+			known.passed = until
+			job.Lease(until)
+		}
+		if known.stopped != until && (first.IsZero() || until.Before(first)) {
+			first = until
 		}
 	}
-}
-
-// setLease sets the span that the control plane grants from now on.
-func (l *loop) setLease(span time.Duration) {
-	if span == l.lease.span {
+	for ref := range v.jobs {
+		if l.jobs[ref] == nil {
+			delete(v.jobs, ref)
+		}
+	}
+	if first.IsZero() {
+		v.timer.Stop()
 		return
 	}
-	l.lease.timer.Stop()
-	l.lease = lease{span: span, timer: l.lease.timer}
+	v.timer.Reset(time.Until(first))
 }
 
-// lapsed stops the jobs when the lease is over: the control plane may give them up from now on.
+func (v *lease) of(ref ledger.Ref) *jobLease {
+	known := v.jobs[ref]
+	if known == nil {
+		known = &jobLease{}
+		v.jobs[ref] = known
+	}
+	return known
+}
+
+// lapsed stops the jobs whose lease is over: the control plane may give them up from now on.
 func (l *loop) lapsed() {
-	if l.lease.stopped {
-		return
+	now := time.Now()
+	for ref, job := range l.jobs {
+		until := l.lease.until(job)
+		if until.IsZero() || now.Before(until) || l.ledger.Phase(ref) != ledger.Started || l.lease.of(ref).stopped.Equal(until) {
+			continue
+		}
+		l.lease.of(ref).stopped = until
+		l.log.Error("the control plane was not heard for too long: stopping a job", "job", ref.Job, "epoch", ref.Epoch,
+			"limit", until.Sub(l.lease.acked))
+		l.apply(l.ledger.Cancel(ref, fleetv1.CancelMode_CANCEL_MODE_KILL))
 	}
-	l.lease.stopped = true
-	if n := l.ledger.Count(ledger.Started); n > 0 {
-		l.log.Error("the control plane was not heard for too long: stopping the jobs", "jobs", n, "limit", l.lease.span)
-	}
-	l.apply(l.ledger.CancelStarted(fleetv1.CancelMode_CANCEL_MODE_KILL))
+	l.renewLeases()
 }

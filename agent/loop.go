@@ -44,6 +44,7 @@ type loop struct {
 
 	lease    lease
 	tick     *time.Ticker
+	silence  *time.Timer // of the control plane
 	patience *time.Timer // with offers that wait for a slot
 
 	full     error // the disk's; nil while there is room
@@ -65,7 +66,7 @@ func newLoop(ctx context.Context, a *Agent) *loop {
 		connected: make(chan dialed), retry: time.NewTimer(0),
 		backoff:  uplink.Backoff{First: 100 * time.Millisecond, Most: 30 * time.Second},
 		reminder: stopped(), lease: newLease(), renewal: newRenewal(a.identity.RenewAt()),
-		tick: time.NewTicker(idlePeriod), patience: stoppedTimer(),
+		tick: time.NewTicker(idlePeriod), silence: stoppedTimer(), patience: stoppedTimer(),
 	}
 }
 
@@ -110,6 +111,8 @@ func (l *loop) run() {
 			l.opened(d)
 		case <-l.tick.C:
 			l.ticked()
+		case <-l.silence.C:
+			l.listen()
 		case now := <-l.patience.C:
 			l.apply(l.ledger.Tick(now))
 			l.watchOffers()
@@ -151,6 +154,7 @@ func (l *loop) lastMessages() {
 func (l *loop) stop() {
 	l.retry.Stop()
 	l.tick.Stop()
+	l.silence.Stop()
 	l.patience.Stop()
 	l.reminder.Stop()
 	l.lease.timer.Stop()
@@ -165,6 +169,7 @@ func (l *loop) stop() {
 
 // closeLink ends the connection and all that depends on it.
 func (l *loop) closeLink() {
+	l.silence.Stop()
 	l.current.set(nil)
 	if err := l.link.close(); err != nil {
 		l.log.Debug("closing", "err", err)
@@ -213,9 +218,7 @@ func (l *loop) apply(effects []ledger.Effect) {
 			delete(l.session.offers, e.Ref)
 		case ledger.Launch:
 			job := l.jobs[e.Ref]
-			if until := l.lease.until; !until.IsZero() {
-				job.Lease(until)
-			}
+			l.renewLeases()
 			job.Launch(l.concurrentIDs(job))
 		case ledger.Cancel:
 			l.log.Info("cancelling a job", "job", e.Ref.Job, "epoch", e.Ref.Epoch, "mode", e.Mode)

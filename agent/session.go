@@ -77,7 +77,7 @@ func (l *loop) opened(d dialed) {
 func (l *loop) hello() *fleetv1.Hello {
 	hostname, _ := os.Hostname() // for people only
 	h := &fleetv1.Hello{
-		BootId: l.bootID, HostId: hostID(), ProtocolMin: protocol, ProtocolMax: protocol,
+		BootId: l.bootID, HostId: hostID(l.dir), ProtocolMin: protocol, ProtocolMax: protocol,
 		Capabilities: []string{"drain", "attach"}, Version: buildinfo.Version(), Os: runtime.GOOS, Arch: runtime.GOARCH,
 		Hostname: valid(hostname, 255), Labels: l.config.Labels, Slots: uint32(l.config.Slots), //nolint:gosec // checked
 		Draining: l.refusing() != "",
@@ -217,6 +217,7 @@ func (l *loop) welcome(w *fleetv1.Welcome) {
 	s.welcomed = true
 	s.period = min(max(w.GetPingPeriod().AsDuration(), leastPeriod), mostPeriod)
 	l.tick.Reset(s.period)
+	l.silence.Reset(2 * s.period)
 	l.log.Info("connected", "server", l.config.Server, "agent", w.GetAgentName(), "session", w.GetSessionId(), "jobs", l.ledger.Len())
 	l.told = told{}
 	l.drained = ""
@@ -306,10 +307,6 @@ func (l *loop) ticked() {
 		l.disconnect(errNoWelcome)
 		return
 	}
-	if l.link.silence() >= 2*s.period {
-		l.disconnect(errSilent)
-		return
-	}
 	s.seq++
 	if len(s.pings) >= maxPings {
 		delete(s.pings, s.seq-maxPings)
@@ -318,8 +315,22 @@ func (l *loop) ticked() {
 	l.send(&fleetv1.SessionRequest{Message: &fleetv1.SessionRequest_Ping{Ping: &fleetv1.Ping{Seq: s.seq}}})
 }
 
+// listen ends the session as soon as nothing was heard for two ping periods.
+func (l *loop) listen() {
+	if l.link == nil || !l.session.welcomed {
+		return
+	}
+	rest := 2*l.session.period - l.link.silence()
+	if rest <= 0 {
+		l.disconnect(errSilent)
+		return
+	}
+	l.silence.Reset(rest)
+}
+
 func (l *loop) pong(seq uint64) {
 	if at, ok := l.session.pings[seq]; ok {
+		l.log.Debug("pong", "round_trip", time.Since(at))
 		delete(l.session.pings, seq)
 		l.extend(at)
 	}

@@ -121,5 +121,19 @@ func (d *Dir) Close() error {
 // Path is the folder's absolute path.
 func (d *Dir) Path() string { return d.path }
 
+// Place tells the folder from every other one on its host, copies of it included: where it is and what it is. It stays the
+// same for as long as the folder is not moved.
+func (d *Dir) Place() (string, error) {
+	info, err := os.Stat(d.path)
+	if err != nil {
+		return "", fmt.Errorf("data folder: %w", err)
+	}
+	place := d.path
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		place += "\x00" + strconv.FormatUint(s.Ino, 10)
+	}
+	return place, nil
+}
+
 // Jobs is the folder with one folder for each job.
 func (d *Dir) Jobs() string { return filepath.Join(d.path, jobsName) }

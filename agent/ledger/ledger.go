@@ -278,17 +278,6 @@ func (l *Ledger) CancelAll(mode fleetv1.CancelMode) []Effect {
 	return out
 }
 
-// CancelStarted stops every job that was started and has no result yet.
-func (l *Ledger) CancelStarted(mode fleetv1.CancelMode) []Effect {
-	var out []Effect
-	for ref, e := range l.jobs {
-		if e.phase == Started {
-			out = append(out, l.Cancel(ref, mode)...)
-		}
-	}
-	return out
-}
-
 // Acknowledged notes that a report is durable.
 func (l *Ledger) Acknowledged(ref Ref, state fleetv1.JobState) {
 	if e := l.jobs[ref]; e != nil && state > e.acked {

@@ -190,17 +190,6 @@ func TestMessagesInEachPhase(t *testing.T) {
 				{none, ledger.Discarding},
 			},
 		},
-		"cancel started": {
-			func(l *ledger.Ledger) []ledger.Effect { return l.CancelStarted(kill) },
-			[6]want{
-				{none, 0},
-				{none, ledger.Waiting},
-				{none, ledger.Accepted},
-				{"cancel", ledger.Started},
-				{none, ledger.Finished},
-				{none, ledger.Discarding},
-			},
-		},
 	} {
 		for i, phase := range phases {
 			t.Run(fmt.Sprintf("%s/%d", name, phase), func(t *testing.T) {
@@ -279,10 +268,6 @@ func TestCancelBeforeTheStartIsNotLost(t *testing.T) {
 	effects := l.Start(ref)
 	require.Equal(t, "launch cancel", words(effects))
 	require.Equal(t, kill, effects[1].Mode)
-
-	l = at(t, ledger.Accepted)
-	require.Empty(t, l.CancelStarted(kill))
-	require.Equal(t, "launch", words(l.Start(ref)))
 }
 
 func words(effects []ledger.Effect) string {

@@ -46,6 +46,8 @@ type Intent struct {
 	ConcurrentProjectID int    `json:"concurrent_project_id"`
 	// Timeout is the job's own limit; 0 is GitLab's default.
 	Timeout time.Duration `json:"timeout"`
+	// StopAfter is the job's lease, S of the design; 0: it has none of its own.
+	StopAfter time.Duration `json:"stop_after,omitempty"`
 }
 
 // Runner is the runner that claimed the job.
@@ -63,7 +65,8 @@ func IntentOf(o *fleetv1.Offer) Intent {
 		Executor: o.GetExecutor(), OutputLimit: o.GetOutputLimit(),
 		ProjectID: o.GetEnvelope().GetProjectId(), ProjectPath: o.GetEnvelope().GetProjectPath(),
 		JobName: o.GetEnvelope().GetJobName(), GitLabJob: o.GetEnvelope().GetGitlabJobId(),
-		Timeout: max(0, o.GetEnvelope().GetTimeout().AsDuration()),
+		Timeout:   max(0, o.GetEnvelope().GetTimeout().AsDuration()),
+		StopAfter: max(0, o.GetStopAfter().AsDuration()),
 		Runner: Runner{
 			ID: o.GetRunner().GetId(), Name: o.GetRunner().GetName(),
 			ShortToken: o.GetRunner().GetShortToken(), SystemID: o.GetRunner().GetSystemId(),
