@@ -24,6 +24,9 @@ var (
 	ErrFull = errors.New("the store's disk is full")
 	// ErrDamaged: the store's files do not hold together any more.
 	ErrDamaged = errors.New("the store is damaged")
+	// ErrFenced: another control plane has taken the store over. Nothing was written and nothing ever will be through this
+	// one: stop claiming, stop.
+	ErrFenced = errors.New("another control plane has taken over")
 	// ErrClosed: the store was used after Close.
 	ErrClosed = errors.New("the store is closed")
 )
@@ -218,6 +221,9 @@ type Store interface {
 	Runners
 	Documents
 	Audit
+	// Fenced is closed when it is noticed that another control plane has taken over (ErrFenced); nil for a store that
+	// cannot have another.
+	Fenced() <-chan struct{}
 	// Close writes what is still waiting and releases the database.
 	Close() error
 }

@@ -131,6 +131,9 @@ func checkKey(ctx context.Context, db *sql.DB, key *sealing.Key) error {
 	return nil
 }
 
+// Fenced implements store.Store. Nobody takes a file over: its folder is locked.
+func (s *Store) Fenced() <-chan struct{} { return nil }
+
 // Close implements store.Store.
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {
