@@ -77,7 +77,7 @@ func (c *clients) dispatchRunner(r Runner, systemID string) (dispatch.Runner, er
 	return dispatch.Runner{
 		Settings: r.Settings, Caches: caches,
 		Name: r.Name, URL: r.URL, Executor: r.Executor, Selector: r.Selector, Limit: r.Limit,
-		OutputLimit: r.OutputLimit, ShortToken: r.ShortToken(), SystemID: systemID, ID: id.Load,
+		OutputLimit: r.OutputLimit, StopAfter: r.StopAfter, LostAfter: r.LostAfter, ShortToken: r.ShortToken(), SystemID: systemID, ID: id.Load,
 		Info: baseInfo(), GitLab: c.byGitLab[gitlab{r.URL, r.CAFile}],
 	}, nil
 }

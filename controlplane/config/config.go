@@ -44,6 +44,8 @@ type Runner struct {
 	// CheckInterval and RequestsPerMinute are 0 if the file leaves them to the control plane.
 	CheckInterval     time.Duration
 	RequestsPerMinute int
+	// StopAfter and LostAfter are the lease of its jobs; 0: that of the file.
+	StopAfter, LostAfter time.Duration
 }
 
 // Load reads a file and what it refers to (tokens, CA certificates). Relative paths in it are relative to its folder.
@@ -110,7 +112,7 @@ func (r *reader) config(root *yaml.Node) *Config {
 		"listen":      func(n *yaml.Node, p string) { c.Listen = r.listen(n, p) },
 		"data":        func(n *yaml.Node, p string) { c.Data = r.dataFolder(n, p) },
 		"ping_period": func(n *yaml.Node, p string) { c.PingPeriod = r.duration(n, p, time.Second, 25*time.Second) },
-		"lease":       func(n *yaml.Node, p string) { c.StopAfter, c.LostAfter = r.lease(n, p) },
+		"lease":       func(n *yaml.Node, p string) { c.StopAfter, c.LostAfter = r.fleetLease(n, p) },
 		"runners": func(n *yaml.Node, p string) {
 			runners = n
 			c.Runners = r.runners(n, p)
@@ -123,25 +125,3 @@ func (r *reader) config(root *yaml.Node) *Config {
 }
 
 const runnersHint = "a control plane without runners has nothing to do: give it at least one with name, url and token_file"
-
-func (r *reader) lease(n *yaml.Node, path string) (stopAfter, lostAfter time.Duration) {
-	n = resolve(n)
-	if !r.mapping(n, path, fields{
-		"stop_after": func(n *yaml.Node, p string) { stopAfter = r.duration(n, p, time.Second, 24*time.Hour) },
-		"lost_after": func(n *yaml.Node, p string) { lostAfter = r.duration(n, p, time.Second, 24*time.Hour) },
-	}) {
-		return 0, 0
-	}
-	switch {
-	case (value(n, "stop_after") == nil) != (value(n, "lost_after") == nil):
-		r.problem(n, path, "has only one of stop_after and lost_after", "set both or neither")
-	case stopAfter == 0 || lostAfter == 0: // said already, or neither is set
-	case lostAfter <= stopAfter:
-		r.problem(n, path, fmt.Sprintf("lost_after (%s) is not longer than stop_after (%s)", lostAfter, stopAfter),
-			"an agent that is cut off needs time to stop its jobs before they are reported as lost")
-	case lostAfter-stopAfter < time.Minute:
-		r.warn(n, path, fmt.Sprintf("lost_after is only %s longer than stop_after", lostAfter-stopAfter),
-			"a job that stops slowly may still run when GitLab retries it; leave a minute or more between them")
-	}
-	return stopAfter, lostAfter
-}

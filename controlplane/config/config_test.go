@@ -125,6 +125,7 @@ runners:
     executor: shell
     limit: 10
     output_limit: 1
+    lease: {stop_after: 4h, lost_after: 5h}
     agents: &linux {os: linux, example.com/zone: "1", empty: ""}
     check_interval: 1500ms
     requests_per_minute: 60
@@ -203,7 +204,7 @@ runners:
 						},
 					},
 				},
-				CheckInterval: 1500 * time.Millisecond, RequestsPerMinute: 60,
+				CheckInterval: 1500 * time.Millisecond, RequestsPerMinute: 60, StopAfter: 4 * time.Hour, LostAfter: 5 * time.Hour,
 			},
 			{Runner: registry.Runner{
 				Name: "second", URL: "https://gitlab.example.com", Token: "glrt-second", Executor: "shell", OutputLimit: 4096 << 10, Selector: selector,

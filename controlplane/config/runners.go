@@ -89,6 +89,7 @@ func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
 			limit, _ := r.number(n, p, 1, 1_000_000, "requests that GitLab has to work on in any minute")
 			runner.RequestsPerMinute = int(limit)
 		},
+		"lease": func(n *yaml.Node, p string) { runner.StopAfter, runner.LostAfter = r.runnerLease(n, p) },
 	}
 	r.secret(runnerToken, known, func(token string) { runner.Token = token })
 	r.settings(known, &runner.Settings)
