@@ -31,9 +31,11 @@ const (
 
 // Config is the content of switchyard.yaml with its defaults. Paths are absolute.
 type Config struct {
-	Listen  string // host:port
-	Data    string
-	Runners []Runner
+	Listen string // host:port
+	Data   string
+	// Database is empty for a file in the data folder.
+	Database Database
+	Runners  []Runner
 	// PingPeriod, StopAfter and LostAfter are 0 if the file leaves them to the control plane.
 	PingPeriod, StopAfter, LostAfter time.Duration
 }
@@ -111,6 +113,7 @@ func (r *reader) config(root *yaml.Node) *Config {
 	r.mapping(root, "", fields{
 		"listen":      func(n *yaml.Node, p string) { c.Listen = r.listen(n, p) },
 		"data":        func(n *yaml.Node, p string) { c.Data = r.dataFolder(n, p) },
+		"database":    func(n *yaml.Node, p string) { c.Database = r.database(n, p) },
 		"ping_period": func(n *yaml.Node, p string) { c.PingPeriod = r.duration(n, p, time.Second, 25*time.Second) },
 		"lease":       func(n *yaml.Node, p string) { c.StopAfter, c.LostAfter = r.fleetLease(n, p) },
 		"runners": func(n *yaml.Node, p string) {
