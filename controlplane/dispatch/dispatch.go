@@ -63,8 +63,9 @@ type Runner struct {
 	// without a word of an agent they are reported as lost. L must exceed S by the time that stopping takes. Both are 0 for
 	// those of Config.
 	StopAfter, LostAfter time.Duration
-	ShortToken           string
 	SystemID             string
+	// ShortToken returns the short form of the runner's token, which may change; nil: it is not known. It must not block.
+	ShortToken func() string
 	// Settings are what its jobs are run with. Caches signs the URLs of those that are in an object store; nil: they stay
 	// where the jobs run.
 	Settings registry.Settings
@@ -98,6 +99,8 @@ type Dispatcher struct {
 	// stopping ends sessions, drivers and their I/O.
 	stopping context.Context
 	stop     context.CancelFunc
+
+	room room
 
 	sessions  sync.WaitGroup
 	receivers sync.WaitGroup
@@ -264,6 +267,7 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 	}
 	d.mu.Unlock()
 	stored, err := d.cfg.Store.InsertJob(ctx, row)
+	_ = d.stored(err)
 	d.mu.Lock()
 	delete(d.inserting, claim)
 	known := errors.Is(err, store.ErrExists)

@@ -38,8 +38,8 @@ type job struct {
 	todo    []action      // what is still to be done; the first is being done
 	driving bool          // somebody is at todo
 	timer   *time.Timer
-	begun   time.Time     // when the agent said that it runs
-	awayAt  time.Time     // when its agent was heard last to have it; zero while the agent is here with it
+	begun   time.Time // when the agent said that it runs
+	whereabouts
 	signing *rate.Limiter // of URLs for its caches; nil before the first
 }
 
@@ -128,10 +128,12 @@ func (j *job) bindLocked(a *agent) {
 	if old == a {
 		return
 	}
-	j.holder, j.awayAt = a, time.Time{}
+	j.holder, j.whereabouts = a, whereabouts{}
 	if a != nil {
 		a.jobs[j.row.ID] = j
-		if a.session == nil {
+		if a.session != nil {
+			j.hereLocked(a)
+		} else {
 			j.awayAt = a.lastSeen
 		}
 	}
@@ -238,11 +240,16 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 		}
 		return event{kind: evStarted}, true
 	case actFinish:
-		// A result that cannot be stored is still reported: GitLab is the better place for it anyway.
-		_, _ = insist(ctx, j, "persist the result", func() (struct{}, error) {
-			return struct{}{}, d.cfg.Store.FinishJob(ctx, id, epoch, a.result)
+		// A result that cannot be stored is still reported: GitLab is the better place for it anyway. A full disk is not
+		// waited for, so the agent keeps the result until GitLab has it.
+		saved, _ := insist(ctx, j, "persist the result", func() (bool, error) {
+			err := d.stored(d.cfg.Store.FinishJob(ctx, id, epoch, a.result))
+			if errors.Is(err, store.ErrFull) {
+				return false, nil
+			}
+			return err == nil, err
 		})
-		return event{kind: evFinished}, true
+		return event{kind: evFinished, ok: saved}, true
 	case actReport:
 		d.report(ctx, j, epoch, func(r store.Result) error { return d.relay.Finish(id, epoch, r) })
 		d.awaitTrace(ctx, j, epoch)
@@ -262,7 +269,7 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 // start persists the start and opens the trace.
 func (d *Dispatcher) start(ctx context.Context, j *job, epoch int64) error {
 	if _, err := insist(ctx, j, "persist the start", func() (struct{}, error) {
-		return struct{}{}, d.cfg.Store.StartJob(ctx, j.row.ID, epoch, time.Now())
+		return struct{}{}, d.stored(d.cfg.Store.StartJob(ctx, j.row.ID, epoch, time.Now()))
 	}); err != nil {
 		return err
 	}
@@ -387,7 +394,10 @@ func (j *job) info() runnerapi.Info {
 
 func (j *job) offer(ref *fleetv1.JobRef) *fleetv1.Offer {
 	e := j.row.Envelope
-	facts := &fleetv1.RunnerFacts{Name: j.runner.Name, ShortToken: j.runner.ShortToken, SystemId: j.runner.SystemID}
+	facts := &fleetv1.RunnerFacts{Name: j.runner.Name, SystemId: j.runner.SystemID}
+	if j.runner.ShortToken != nil {
+		facts.ShortToken = j.runner.ShortToken()
+	}
 	if j.runner.ID != nil {
 		facts.Id = j.runner.ID()
 	}

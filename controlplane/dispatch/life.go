@@ -62,7 +62,7 @@ type event struct {
 	kind    eventKind
 	epoch   int64  // reply, report: what the agent said
 	agent   string // placed, reply, report, up, down
-	ok      bool   // reply: accepted
+	ok      bool   // reply: accepted; finished: the result is persisted
 	state   store.JobState
 	result  *store.Result
 	verdict gitlabVerdict
@@ -86,7 +86,7 @@ const (
 	evPending                   // answer to PUT state=pending
 	evRunning                   // answer to PUT state=running
 	evStarted                   // the start is persisted and the trace is open
-	evFinished                  // the result is persisted
+	evFinished                  // the result is persisted, or cannot be
 	evCancel                    // GitLab wants the job stopped
 	evReported                  // GitLab has the result, or wants nothing more
 )
@@ -160,6 +160,7 @@ type life struct {
 	unreported bool // GitLab wants nothing more of the job
 	payload    bool // the payload may still be needed
 	truncated  bool // nobody will send more of the trace
+	unsaved    bool // the store has no room for the result; the agent is not told that it is safe
 
 	wakeAt   time.Time      // next evTick; zero for none
 	resumeAt time.Time      // placing: no slot is asked for before
@@ -202,7 +203,7 @@ func (l *life) step(now time.Time, ev event) []action {
 	case evStarted:
 		return l.begun()
 	case evFinished:
-		return l.done()
+		return l.done(ev)
 	case evCancel:
 		return l.stop(ev.cancel, ev.reason)
 	case evReported:
@@ -491,21 +492,22 @@ func (l *life) report(ev event) []action {
 		l.phase, l.slot = finished, false
 		l.result = ev.result
 		return []action{{kind: actFinish, result: *ev.result}}
-	case ev.state == store.JobFinished && l.phase == finished:
+	case ev.state == store.JobFinished && l.phase == finished && !l.unsaved:
 		return []action{{kind: actAck, agent: ev.agent, state: store.JobFinished}}
 	}
 	return nil
 }
 
-func (l *life) done() []action {
+func (l *life) done(ev event) []action {
 	if l.phase != finished {
 		return nil
 	}
+	l.unsaved = !ev.ok
 	var acts []action
 	if !l.unreported {
 		acts = append(acts, action{kind: actReport}) // before the agent hears of it its trace is to be safe
 	}
-	if l.agent != "" {
+	if l.agent != "" && !l.unsaved {
 		acts = append(acts, action{kind: actAck, agent: l.agent, state: store.JobFinished})
 	}
 	if l.unreported {

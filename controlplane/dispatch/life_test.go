@@ -36,7 +36,7 @@ func TestTheStraightWay(t *testing.T) {
 	require.Equal(t, []actionKind{actAck, actDropPayload}, kinds(l.step(t0, event{kind: evReport, agent: "a", epoch: 1, state: store.JobStarted})))
 	ok := &store.Result{State: runnerapi.StateSuccess}
 	require.Equal(t, []actionKind{actFinish}, kinds(l.step(t0, event{kind: evReport, agent: "a", epoch: 1, state: store.JobFinished, result: ok})))
-	require.Equal(t, []actionKind{actReport, actAck}, kinds(l.step(t0, event{kind: evFinished})))
+	require.Equal(t, []actionKind{actReport, actAck}, kinds(l.step(t0, event{kind: evFinished, ok: true})))
 	require.Equal(t, []actionKind{actDelete, actForget}, kinds(l.step(t0, event{kind: evReported})))
 	require.Equal(t, ended, l.phase)
 }
@@ -99,7 +99,7 @@ func TestALostAgentEndsItsJob(t *testing.T) {
 	require.Equal(t, []actionKind{actFinish}, kinds(acts))
 	require.Equal(t, string(runnerapi.ReasonRunnerSystem), acts[0].result.FailureReason)
 	require.Equal(t, lastLine+"agent a was lost", acts[0].result.Message)
-	require.Equal(t, []actionKind{actReport, actAck}, kinds(l.step(t0, event{kind: evFinished})))
+	require.Equal(t, []actionKind{actReport, actAck}, kinds(l.step(t0, event{kind: evFinished, ok: true})))
 }
 
 func TestALostAgentEndsATraceThatIsNotComplete(t *testing.T) {

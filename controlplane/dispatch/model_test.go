@@ -315,7 +315,7 @@ func (w *world) answer(v gitlabVerdict, canceling bool) {
 	case actStart:
 		w.do(event{kind: evStarted})
 	case actFinish:
-		w.do(event{kind: evFinished})
+		w.do(event{kind: evFinished, ok: true})
 	case actReport, actLoss:
 		w.do(event{kind: evReported})
 	default:

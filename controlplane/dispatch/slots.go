@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -40,9 +39,6 @@ type waiter struct {
 
 // ErrUnknownRunner is returned for a runner that is not in the configuration.
 var ErrUnknownRunner = errors.New("unknown runner")
-
-// roomCheck is how often a full disk is looked at: nobody tells when it has room again.
-const roomCheck = 2 * time.Second
 
 func newRunner(r Runner, p *pool) *runner {
 	return &runner{
@@ -81,17 +77,24 @@ func (r *Reservation) takeLocked() *lease {
 	return l
 }
 
-// Reserve waits until the runner may claim a job, an agent has a slot for it, and there is room on the disk for its
-// trace: which of the waiting runners is served is allocation's decision, which agent gives the slot is placement's. It
-// fails with ErrUnknownRunner or with the context's error.
+// Reserve waits until the runner may claim a job, an agent has a slot for it, and there is room on the disks for its
+// row and its trace: which of the waiting runners is served is allocation's decision, which agent gives the slot is
+// placement's. It fails with ErrUnknownRunner or with the context's error.
 func (d *Dispatcher) Reserve(ctx context.Context, name string) (*Reservation, error) {
-	for d.relay.Err() != nil {
-		select {
-		case <-time.After(roomCheck/2 + rand.N(roomCheck)):
-		case <-ctx.Done():
-			return nil, ctx.Err()
+	for {
+		if err := d.awaitRoom(ctx); err != nil {
+			return nil, err
 		}
+		res, err := d.reserve(ctx, name)
+		if err != nil || d.Full() == nil {
+			return res, err
+		}
+		res.Release() // the disk has become full while the slot was waited for
 	}
+}
+
+// reserve is Reserve without a look at the disks.
+func (d *Dispatcher) reserve(ctx context.Context, name string) (*Reservation, error) {
 	d.mu.Lock()
 	r := d.runners[name]
 	if r == nil {
