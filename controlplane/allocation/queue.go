@@ -1,4 +1,3 @@
-// Package allocation says who is served next. It is pure: no clock, no I/O; the same calls give the same answers.
 package allocation
 
 import (

@@ -1,0 +1,112 @@
+package allocation
+
+// account is what a node has used of the slots of one domain, measured against its siblings (finish) and measuring its
+// children (virtual). It is start-time fair queueing in slot-seconds; see the package's comment.
+type account struct {
+	running  int32
+	standing int32 // in how many bands of the domain it waits
+	kept     bool  // it waited before and its account counts on as if it had not been away
+	finish   int64 // slot-µs per weight that it has been charged; while it waits, its start tag
+	virtual  int64 // the virtual time of its children: what newcomers among them begin with
+	left     int64 // when it last began to be idle, µs
+
+	waitingWeight  int64 // of the children that wait
+	waitingRunning int64 // leases of the children that wait
+}
+
+// begin makes a node one that waits: nothing is banked while idle, and what was used beyond the others is forgiven by
+// and by.
+func (a *account) begin(now, virtual int64, s *settings) {
+	if a.kept {
+		a.kept = false
+		a.finish = max(a.finish, virtual-s.creditCap)
+		return
+	}
+	a.finish = a.start(now, virtual, s)
+}
+
+// start is the tag with which an idle node would begin to wait now.
+func (a *account) start(now, virtual int64, s *settings) int64 {
+	if a.finish <= virtual {
+		return virtual
+	}
+	if a.running > 0 {
+		return a.finish
+	}
+	return virtual + decay(a.finish-virtual, now-a.left, s.halfLife)
+}
+
+// decay halves x once per half-life, with a straight line between, so that it is the same on every machine.
+func decay(x, passed, halfLife int64) int64 {
+	if passed <= 0 {
+		return x
+	}
+	halves := passed / halfLife
+	if halves >= 63 {
+		return 0
+	}
+	x >>= halves
+	half, part := x/2, passed%halfLife
+	// half·part may be too much for 64 bits, thousandths are exact enough
+	return x - half/1000*(part*1000/halfLife) - half%1000*(part*1000/halfLife)/1000
+}
+
+// perWeight is slot-µs as they count for a node of this weight (thousandths).
+func perWeight(cost, weight int64) int64 {
+	return cost/weight*1000 + cost%weight*1000/weight
+}
+
+const (
+	learnedNames = 64 // how many job names of a project are told apart
+	memory       = 4  // a new length counts for a quarter of what is expected next
+)
+
+// lengths is what has been learned of how long jobs last.
+type lengths struct {
+	mean  int64 // µs; 0: nothing yet
+	names map[string]int64
+}
+
+func (l *lengths) expect(name string, firstGuess int64) int64 {
+	if m, ok := l.names[name]; ok {
+		return m
+	}
+	if l.mean > 0 {
+		return l.mean
+	}
+	return firstGuess
+}
+
+func (l *lengths) learn(name string, length int64) {
+	length = max(length, 1)
+	l.mean = follow(l.mean, length)
+	if name == "" {
+		return
+	}
+	old, ok := l.names[name]
+	if !ok && len(l.names) >= learnedNames {
+		return
+	}
+	if l.names == nil {
+		l.names = make(map[string]int64)
+	}
+	l.names[name] = follow(old, length)
+}
+
+func follow(mean, length int64) int64 {
+	if mean == 0 {
+		return length
+	}
+	return max(mean+(length-mean)/memory, 1)
+}
+
+func (l *lengths) clone() lengths {
+	c := lengths{mean: l.mean}
+	if l.names != nil {
+		c.names = make(map[string]int64, len(l.names))
+		for k, v := range l.names {
+			c.names[k] = v
+		}
+	}
+	return c
+}
