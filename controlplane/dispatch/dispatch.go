@@ -63,9 +63,8 @@ type Runner struct {
 	// without a word of an agent they are reported as lost. L must exceed S by the time that stopping takes. Both are 0 for
 	// those of Config.
 	StopAfter, LostAfter time.Duration
+	ShortToken           string
 	SystemID             string
-	// ShortToken returns the short form of the runner's token, which may change; nil: it is not known. It must not block.
-	ShortToken func() string
 	// Settings are what its jobs are run with. Caches signs the URLs of those that are in an object store; nil: they stay
 	// where the jobs run.
 	Settings registry.Settings

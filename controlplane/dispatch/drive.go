@@ -38,8 +38,8 @@ type job struct {
 	todo    []action      // what is still to be done; the first is being done
 	driving bool          // somebody is at todo
 	timer   *time.Timer
-	begun   time.Time // when the agent said that it runs
-	whereabouts
+	begun   time.Time     // when the agent said that it runs
+	awayAt  time.Time     // when its agent was heard last to have it; zero while the agent is here with it
 	signing *rate.Limiter // of URLs for its caches; nil before the first
 }
 
@@ -128,12 +128,10 @@ func (j *job) bindLocked(a *agent) {
 	if old == a {
 		return
 	}
-	j.holder, j.whereabouts = a, whereabouts{}
+	j.holder, j.awayAt = a, time.Time{}
 	if a != nil {
 		a.jobs[j.row.ID] = j
-		if a.session != nil {
-			j.hereLocked(a)
-		} else {
+		if a.session == nil {
 			j.awayAt = a.lastSeen
 		}
 	}
@@ -394,10 +392,7 @@ func (j *job) info() runnerapi.Info {
 
 func (j *job) offer(ref *fleetv1.JobRef) *fleetv1.Offer {
 	e := j.row.Envelope
-	facts := &fleetv1.RunnerFacts{Name: j.runner.Name, SystemId: j.runner.SystemID}
-	if j.runner.ShortToken != nil {
-		facts.ShortToken = j.runner.ShortToken()
-	}
+	facts := &fleetv1.RunnerFacts{Name: j.runner.Name, ShortToken: j.runner.ShortToken, SystemId: j.runner.SystemID}
 	if j.runner.ID != nil {
 		facts.Id = j.runner.ID()
 	}
