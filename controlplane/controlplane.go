@@ -15,14 +15,17 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/switchyard-ci/switchyard/controlplane/admin"
 	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
 	"github.com/switchyard-ci/switchyard/controlplane/enrollment"
 	"github.com/switchyard-ci/switchyard/controlplane/grpcserver"
 	"github.com/switchyard-ci/switchyard/controlplane/polling"
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sealing"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sqlite"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
 // Names in the data folder.
@@ -96,10 +99,14 @@ func (s *Server) open(ctx context.Context) error {
 		return err
 	}
 	runners := make([]dispatch.Runner, 0, len(s.cfg.Runners))
-	for _, r := range s.cfg.Runners {
+	for i, r := range s.cfg.Runners {
 		systemID, err := s.store.SystemID(ctx, r.Name)
 		if err != nil {
 			return fmt.Errorf("system id of runner %q: %w", r.Name, err)
+		}
+		if err := s.clients.openKeeper(ctx, s.store, r, systemID,
+			func() runnerapi.Info { return s.dispatch.Info(r.Name) }, func() { s.pollers[i].TokenChanged() }); err != nil {
+			return err
 		}
 		runner, err := s.clients.dispatchRunner(r, systemID)
 		if err != nil {
@@ -152,6 +159,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	var polls sync.WaitGroup
+	for _, k := range s.clients.keepers {
+		polls.Go(func() { k.Run(claiming) })
+	}
 	lost := make([]error, len(s.pollers))
 	for i, p := range s.pollers {
 		polls.Go(func() { lost[i] = p.Run(claiming) })
@@ -214,11 +224,30 @@ func (s *Server) Authority() *enrollment.Authority { return s.authority }
 // Dispatcher knows agents and jobs.
 func (s *Server) Dispatcher() *dispatch.Dispatcher { return s.dispatch }
 
-// Pollers returns what each runner's poller knows of itself, in the order of the configuration.
-func (s *Server) Pollers() []polling.Status {
-	all := make([]polling.Status, 0, len(s.pollers))
-	for _, p := range s.pollers {
-		all = append(all, p.Status())
+// Runners returns what is known of each runner, in the order of the configuration.
+func (s *Server) Runners() []admin.RunnerStatus {
+	jobs := make(map[string]int)
+	for _, j := range s.dispatch.Jobs() {
+		jobs[j.Runner]++
+	}
+	all := make([]admin.RunnerStatus, 0, len(s.pollers))
+	for i, r := range s.cfg.Runners {
+		keeper := s.clients.keepers[r.Name]
+		all = append(all, admin.RunnerStatus{
+			URL: r.URL, Executor: r.Executor, Limit: r.Limit, GitLabID: s.clients.ids[r.Name].Load(),
+			Jobs: jobs[r.Name], Slots: s.dispatch.Slots(r.Name), TwoPhase: s.dispatch.TwoPhase(r.Name),
+			Polling: s.pollers[i].Status(), Token: keeper.Status(), ShortToken: registry.ShortToken(keeper.Token()),
+			UnreachableSince: s.clients.byGitLab[gitlabOf(r)].Unreachable(),
+		})
 	}
 	return all
+}
+
+// RotateToken gives a runner a new token; see [tokens.Keeper.Rotate].
+func (s *Server) RotateToken(ctx context.Context, runner string) error {
+	keeper := s.clients.keepers[runner]
+	if keeper == nil {
+		return fmt.Errorf("runner %q: %w", runner, admin.ErrUnknownRunner)
+	}
+	return keeper.Rotate(ctx)
 }

@@ -11,7 +11,9 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane/config"
 	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
 	"github.com/switchyard-ci/switchyard/controlplane/polling"
+	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
+	"github.com/switchyard-ci/switchyard/controlplane/tokens"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi/client"
 	"github.com/switchyard-ci/switchyard/internal/buildinfo"
@@ -20,24 +22,28 @@ import (
 // Runner is a registration in GitLab and how to serve it.
 type Runner = config.Runner
 
-// clients are the connections to the GitLabs: one per address and CA, shared by its runners.
+// clients are the connections to the GitLabs: one per address and certificates, shared by its runners. Requests, connections
+// and trouble of one are no other's business.
 type clients struct {
 	byGitLab map[gitlab]*client.Client
 	budgets  map[gitlab]*polling.Budget
 	ids      map[string]*atomic.Int64 // GitLab's id of each runner, by name; 0 until it has answered
+	keepers  map[string]*tokens.Keeper
 	log      *slog.Logger
 }
 
-type gitlab struct{ url, caFile string }
+type gitlab struct{ url, caFile, certFile, keyFile string }
+
+func gitlabOf(r Runner) gitlab { return gitlab{r.URL, r.CAFile, r.CertFile, r.KeyFile} }
 
 func newClients(runners []Runner, log *slog.Logger) (*clients, error) {
 	c := &clients{
 		byGitLab: make(map[gitlab]*client.Client), budgets: make(map[gitlab]*polling.Budget),
-		ids: make(map[string]*atomic.Int64), log: log,
+		ids: make(map[string]*atomic.Int64), keepers: make(map[string]*tokens.Keeper), log: log,
 	}
 	for _, r := range runners {
 		c.ids[r.Name] = new(atomic.Int64)
-		if _, err := c.client(gitlab{r.URL, r.CAFile}, nil); err != nil {
+		if _, err := c.client(gitlabOf(r), nil); err != nil {
 			c.close()
 			return nil, fmt.Errorf("runner %q: %w", r.Name, err)
 		}
@@ -50,7 +56,9 @@ func (c *clients) client(at gitlab, ca []byte) (*client.Client, error) {
 	if cl := c.byGitLab[at]; cl != nil {
 		return cl, nil
 	}
-	cl, err := client.New(client.Options{URL: at.url, CAFile: at.caFile, CA: ca, UserAgent: buildinfo.UserAgent(), Logger: c.log})
+	cl, err := client.New(client.Options{
+		URL: at.url, CAFile: at.caFile, CA: ca, CertFile: at.certFile, KeyFile: at.keyFile, UserAgent: buildinfo.UserAgent(), Logger: c.log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -77,9 +85,15 @@ func (c *clients) dispatchRunner(r Runner, systemID string) (dispatch.Runner, er
 	return dispatch.Runner{
 		Settings: r.Settings, Caches: caches,
 		Name: r.Name, URL: r.URL, Executor: r.Executor, Selector: r.Selector, Limit: r.Limit,
-		OutputLimit: r.OutputLimit, StopAfter: r.StopAfter, LostAfter: r.LostAfter, ShortToken: r.ShortToken(), SystemID: systemID, ID: id.Load,
-		Info: baseInfo(), GitLab: c.byGitLab[gitlab{r.URL, r.CAFile}],
+		OutputLimit: r.OutputLimit, StopAfter: r.StopAfter, LostAfter: r.LostAfter, ShortToken: c.shortToken(r.Name), SystemID: systemID, ID: id.Load,
+		Info: infoOf(r), GitLab: c.byGitLab[gitlabOf(r)],
 	}, nil
+}
+
+// shortToken follows the runner's token. Its caches do not: they stay where the configured token has put them.
+func (c *clients) shortToken(runner string) func() string {
+	keeper := c.keepers[runner]
+	return func() string { return registry.ShortToken(keeper.Token()) }
 }
 
 // retired makes a runner for jobs whose own is no longer configured: it can report to their GitLab, which was trusted when
@@ -110,27 +124,59 @@ func baseInfo() runnerapi.Info {
 	}
 }
 
+// infoOf is baseInfo with what the configuration has for GitLab's list of runners.
+func infoOf(r Runner) runnerapi.Info {
+	info := baseInfo()
+	info.Labels = r.Labels
+	return info
+}
+
 func (c *clients) poller(r Runner, systemID string, d *dispatch.Dispatcher) (*polling.Poller, error) {
-	at := gitlab{r.URL, r.CAFile}
+	at, keeper := gitlabOf(r), c.keepers[r.Name]
 	return polling.New(polling.Options{
-		Runner: r.Name, Token: func() string { return r.Token }, SystemID: systemID,
-		Client: verified{c.byGitLab[at], c.ids[r.Name]}, Dispatcher: slots{d}, Budget: c.budgets[at],
+		Runner: r.Name, Token: keeper.Token, Superseded: keeper.Superseded, SystemID: systemID,
+		Client: verified{c.byGitLab[at], c.ids[r.Name], keeper}, Dispatcher: slots{d}, Budget: c.budgets[at], Recovered: c.byGitLab[at].Recovered,
 		Info:          func() runnerapi.Info { return d.Info(r.Name) },
 		Slots:         func() int { return d.Slots(r.Name) },
 		CheckInterval: r.CheckInterval, RequestsPerMinute: r.RequestsPerMinute, Logger: c.log,
 	})
 }
 
-// verified notes the runner's id when GitLab tells it.
+// openKeeper finds out which token a runner has. info is what GitLab is told when the token is checked, changed is called
+// when the runner has another one.
+func (c *clients) openKeeper(ctx context.Context, s tokens.Store, r Runner, systemID string, info func() runnerapi.Info, changed func()) error {
+	keeper, err := tokens.Open(ctx, tokens.Options{
+		Runner: r.Name, Configured: r.Token, Automatic: !r.Settings.FeatureFlags[tokens.DisableFlag], Store: s,
+		GitLab: tokenIssuer{c.byGitLab[gitlabOf(r)], systemID, info}, ID: c.ids[r.Name].Load, Changed: changed, Logger: c.log,
+	})
+	c.keepers[r.Name] = keeper
+	return err
+}
+
+// tokenIssuer asks about a runner's token as the runner.
+type tokenIssuer struct {
+	*client.Client
+	systemID string
+	info     func() runnerapi.Info
+}
+
+func (i tokenIssuer) Knows(ctx context.Context, token string) error {
+	_, err := i.Verify(ctx, runnerapi.VerifyRequest{Info: i.info(), Token: token, SystemID: i.systemID})
+	return err
+}
+
+// verified notes the runner's id and how long its token is good for when GitLab tells them.
 type verified struct {
 	*client.Client
-	id *atomic.Int64
+	id     *atomic.Int64
+	keeper *tokens.Keeper
 }
 
 func (v verified) Verify(ctx context.Context, r runnerapi.VerifyRequest) (*runnerapi.VerifyResponse, error) {
 	res, err := v.Client.Verify(ctx, r)
 	if err == nil && res != nil {
 		v.id.Store(res.ID)
+		v.keeper.Verified(r.Token, res.TokenExpiresAt)
 	}
 	return res, err
 }

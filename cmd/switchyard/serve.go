@@ -93,7 +93,7 @@ func serve(ctx context.Context, cfg *config.Config, data string, log *slog.Logge
 	if err != nil {
 		return fmt.Errorf("start the control plane: %w", err)
 	}
-	administration, err := admin.NewServer(plane.Authority(), plane.Dispatcher(), log)
+	administration, err := admin.NewServer(plane.Authority(), plane.Dispatcher(), plane, log)
 	if err != nil {
 		return errors.Join(err, plane.Close())
 	}

@@ -55,6 +55,16 @@ func (members) NewJoinToken(context.Context, int, time.Duration) (jointoken.Toke
 	return jointoken.Token{}, store.JoinToken{}, store.ErrFull
 }
 
+// runners are those of a control plane.
+type runners struct {
+	list   []admin.RunnerStatus
+	rotate func(ctx context.Context, runner string) error
+}
+
+func (r runners) Runners() []admin.RunnerStatus { return r.list }
+
+func (r runners) RotateToken(ctx context.Context, runner string) error { return r.rotate(ctx, runner) }
+
 // controlPlane is what serves on a folder.
 type controlPlane struct {
 	store *sqlite.Store
@@ -74,13 +84,13 @@ func start(t *testing.T, folder string) *controlPlane {
 	authority, err := enrollment.New(t.Context(), ca, s, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	log := new(bytes.Buffer)
-	return &controlPlane{store: s, ca: ca, log: log, stop: serve(t, folder, authority, fleet{}, slog.New(slog.NewTextHandler(log, nil)))}
+	return &controlPlane{store: s, ca: ca, log: log, stop: serve(t, folder, authority, fleet{}, runners{}, slog.New(slog.NewTextHandler(log, nil)))}
 }
 
 // serve serves until stop is called or the test ends.
-func serve(t *testing.T, folder string, members admin.Members, f admin.Fleet, log *slog.Logger) (stop func()) {
+func serve(t *testing.T, folder string, members admin.Members, f admin.Fleet, r admin.Runners, log *slog.Logger) (stop func()) {
 	t.Helper()
-	server, err := admin.NewServer(members, f, log)
+	server, err := admin.NewServer(members, f, r, log)
 	require.NoError(t, err)
 	l, err := admin.Listen(t.Context(), folder)
 	require.NoError(t, err)
@@ -162,7 +172,7 @@ func TestLists(t *testing.T) {
 				},
 				{Job: 2, Epoch: 1, State: "claimed"},
 			},
-		}, slog.New(slog.DiscardHandler))
+		}, runners{}, slog.New(slog.DiscardHandler))
 	client := dial(t, folder)
 
 	agents, err := client.ListAgents(t.Context(), &adminv1.ListAgentsRequest{})

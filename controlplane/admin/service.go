@@ -44,12 +44,12 @@ type Fleet interface {
 }
 
 // NewServer makes a server for AdminService. It asks nobody who he is: serve it on a listener of Listen only.
-func NewServer(members Members, fleet Fleet, log *slog.Logger) (*grpc.Server, error) {
+func NewServer(members Members, fleet Fleet, runners Runners, log *slog.Logger) (*grpc.Server, error) {
 	server, err := grpcserver.New(grpcserver.Options{Log: log})
 	if err != nil {
 		return nil, err
 	}
-	adminv1.RegisterAdminServiceServer(server, &service{members: members, fleet: fleet, log: log})
+	adminv1.RegisterAdminServiceServer(server, &service{members: members, fleet: fleet, runners: runners, log: log})
 	return server, nil
 }
 
@@ -58,6 +58,7 @@ type service struct {
 
 	members Members
 	fleet   Fleet
+	runners Runners
 	log     *slog.Logger
 }
 

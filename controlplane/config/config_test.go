@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -122,6 +123,7 @@ runners:
     url: https://GitLab.Example.com:8443/gitlab//
     token_file: token
     tls_ca_file: ca.pem
+    labels: {zone: eu-1, _os.kind: "22.04"}
     executor: shell
     limit: 10
     output_limit: 1
@@ -182,6 +184,7 @@ runners:
 				Runner: registry.Runner{
 					Name: "all of it: ü", URL: "https://gitlab.example.com:8443/gitlab", Token: "glrt-first", Executor: "shell",
 					CAFile: filepath.Join(filepath.Dir(path), "ca.pem"), Limit: 10, OutputLimit: 1024, Selector: selector,
+					Labels: map[string]string{"zone": "eu-1", "_os.kind": "22.04"},
 					Settings: registry.Settings{
 						Environment: []runnerapi.Variable{
 							{Key: "LC_ALL", Value: "C.UTF-8"},
@@ -224,12 +227,53 @@ runners:
 
 func certificate(t *testing.T) string {
 	t.Helper()
+	cert, _ := keyPair(t)
+	return cert
+}
+
+// keyPair makes a certificate and its key, both PEM.
+func keyPair(t *testing.T) (certificate, secret string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	template := &x509.Certificate{NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	require.NoError(t, err)
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
+}
+
+func TestClientCertificates(t *testing.T) {
+	cert, key := keyPair(t)
+	_, otherKey := keyPair(t)
+	files := map[string]string{
+		"cert.pem": cert, "key.pem": key, "other.pem": otherKey, "both.pem": key + cert,
+		"switchyard.yaml": `
+runners:
+  - {name: a, url: https://gitlab.example.com, token: glrt-a, tls_cert_file: cert.pem, tls_key_file: KEY}
+`,
+	}
+	load := func(name string) (*config.Config, []config.Problem, error) {
+		with := maps.Clone(files)
+		with["switchyard.yaml"] = strings.ReplaceAll(with["switchyard.yaml"], "KEY", name)
+		path := write(t, with)
+		require.NoError(t, os.Chmod(filepath.Join(filepath.Dir(path), "key.pem"), 0o640))
+		return config.Load(path)
+	}
+	for _, name := range []string{"key.pem", "both.pem"} {
+		c, warnings, err := load(name)
+		require.NoError(t, err)
+		require.Equal(t, name, filepath.Base(c.Runners[0].KeyFile))
+		require.Equal(t, "cert.pem", filepath.Base(c.Runners[0].CertFile))
+		if name == "key.pem" {
+			require.Len(t, warnings, 1)
+			require.Contains(t, warnings[0].String(), "key.pem (mode 0640); chmod 600 ")
+		}
+	}
+	_, _, err := load("other.pem")
+	require.ErrorContains(t, err, "runners[0].tls_key_file: ")
+	require.ErrorContains(t, err, "private key does not match public key; name the certificate and its own key")
 }
 
 func TestFilesThatCannotBeRead(t *testing.T) {

@@ -1,11 +1,8 @@
 package config
 
 import (
-	"cmp"
-	"crypto/x509"
 	"fmt"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +19,6 @@ const (
 	maxName        = 128 // bytes
 	maxJobs        = 100_000
 	maxOutputLimit = 16 << 20 // KiB
-	maxLabels      = 64
 )
 
 // executors are those that this version has; planned are those that the design names.
@@ -72,7 +68,14 @@ func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
 		"name":        func(n *yaml.Node, p string) { runner.Name = r.name(n, p) },
 		"url":         func(n *yaml.Node, p string) { runner.URL = r.url(n, p) },
 		"tls_ca_file": func(n *yaml.Node, p string) { runner.CAFile = r.caFile(n, p) },
-		"executor":    func(n *yaml.Node, p string) { runner.Executor = r.executor(n, p) },
+		"tls_cert_file": func(n *yaml.Node, p string) {
+			runner.CertFile = r.pemFile(n, p, "CERTIFICATE", "name a file with the PEM certificate that GitLab asks its clients for")
+		},
+		"tls_key_file": func(n *yaml.Node, p string) {
+			runner.KeyFile = r.pemFile(n, p, "PRIVATE KEY", "name a file with the PEM key of tls_cert_file, of mode 600")
+		},
+		"labels":   func(n *yaml.Node, p string) { runner.Labels = r.runnerLabels(n, p) },
+		"executor": func(n *yaml.Node, p string) { runner.Executor = r.executor(n, p) },
 		"limit": func(n *yaml.Node, p string) {
 			limit, _ := r.number(n, p, 0, maxJobs, "jobs at once, 0 for no limit")
 			runner.Limit = int(limit)
@@ -102,6 +105,7 @@ func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
 			r.problem(n, path+"."+required[0], "is missing", required[1])
 		}
 	}
+	r.clientCertificate(n, path, &runner)
 	if len(r.given(runnerToken, n, path)) == 0 {
 		r.problem(n, path+".token_file", "is missing",
 			"create a runner in GitLab (Settings > CI/CD > Runners), put its token into a file of mode 600 and name it here, or use token_env")
@@ -177,62 +181,4 @@ func (r *reader) executor(n *yaml.Node, path string) string {
 		r.problem(resolve(n), path, "unknown executor "+quoted(text), hint)
 	}
 	return ""
-}
-
-func (r *reader) caFile(n *yaml.Node, path string) string {
-	text, ok := r.text(n, path)
-	if !ok {
-		return ""
-	}
-	file := r.path(text)
-	data, _, err := readFile(file)
-	switch {
-	case err != nil:
-		r.problem(resolve(n), path, fmt.Sprintf("%s cannot be read: %v", file, err), "name a file with the PEM certificate of the CA that signed GitLab's")
-	case !x509.NewCertPool().AppendCertsFromPEM(data):
-		r.problem(resolve(n), path, file+" holds no certificate", "it must hold PEM blocks \"CERTIFICATE\"")
-	}
-	return file
-}
-
-// As in the agents' Hello.
-var (
-	labelKey   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
-	labelValue = regexp.MustCompile(`^[A-Za-z0-9._-]{0,63}$`)
-)
-
-// selector reads labels. Their keys are free, so it does not use mapping.
-func (r *reader) selector(n *yaml.Node, path string) registry.Selector {
-	n = resolve(n)
-	const hint = "write labels and their values, for example {os: linux}"
-	switch {
-	case n.Kind != yaml.MappingNode:
-		r.problem(n, path, "must be a mapping of labels to values, not "+kind(n), hint)
-		return nil
-	case len(n.Content)/2 > maxLabels:
-		r.problem(n, path, fmt.Sprintf("has %d labels, more than %d", len(n.Content)/2, maxLabels), "")
-		return nil
-	}
-	labels := registry.Selector{}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, value := n.Content[i], resolve(n.Content[i+1])
-		at := path + "." + cmp.Or(key.Value, "?")
-		_, again := labels[key.Value]
-		switch {
-		case key.Kind != yaml.ScalarNode || !labelKey.MatchString(key.Value):
-			r.problem(key, path, quoted(key.Value)+" is not a label",
-				"a label has 1 to 63 of A-Z a-z 0-9 . _ / - and begins and ends with a letter or digit")
-		case again:
-			r.problem(key, at, "is set twice", "a label has one value; for either of two values make two runners")
-		case value.Kind != yaml.ScalarNode:
-			r.problem(value, at, "must be one value, not "+kind(value), hint)
-		case value.ShortTag() == "!!null":
-			r.problem(value, at, "has no value", `write "" for a label that must be there and empty`)
-		case !labelValue.MatchString(value.Value):
-			r.problem(value, at, quoted(value.Value)+" is not a label's value", "it has at most 63 of A-Z a-z 0-9 . _ -; labels are compared for equality only")
-		default:
-			labels[key.Value] = value.Value
-		}
-	}
-	return labels
 }

@@ -48,6 +48,7 @@ type Status struct {
 	// ErrorSince is when the present trouble began; zero if there is none. RetryAt is when requests go on.
 	ErrorSince time.Time
 	RetryAt    time.Time
+	Refused    bool // the trouble is that GitLab does not know the token
 
 	InFlight       int  // claims
 	Unsaved        int  // jobs that are being persisted
@@ -159,7 +160,7 @@ func (l *loop) publish(now time.Time) {
 		Counters:       l.counters,
 	}
 	if l.problem != nil {
-		s.ErrorSince = l.problem.since
+		s.ErrorSince, s.Refused = l.problem.since, m.forbidden
 		if m.retryAt.After(now) {
 			s.RetryAt = m.retryAt
 		}

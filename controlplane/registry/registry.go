@@ -15,17 +15,22 @@ type Runner struct {
 	URL         string // of the GitLab, http or https, without a slash at its end
 	Token       string // secret
 	CAFile      string // PEM of certificates that are trusted in addition to the system's; may be empty
+	CertFile    string // PEM of a client certificate for that GitLab, and of its key; both or neither
+	KeyFile     string
 	Executor    string
 	Limit       int   // jobs at once; 0 for no limit
 	OutputLimit int64 // bytes of trace per job
 	Selector    Selector
+	Labels      map[string]string // shown in GitLab's list of runners; nothing depends on them
 	Settings    Settings
 }
 
-// ShortToken returns what GitLab shows of the token and what is part of job paths: up to nine characters after the
-// prefix that says what kind of token it is.
-func (r Runner) ShortToken() string {
-	token := r.Token
+// ShortToken returns the short form of the runner's configured token; see the function of that name.
+func (r Runner) ShortToken() string { return ShortToken(r.Token) }
+
+// ShortToken returns what GitLab shows of a token and what is part of job paths: up to nine characters after the prefix
+// that says what kind of token it is.
+func ShortToken(token string) string {
 	for _, prefix := range []string{"glrt-", "glrtr-", "glcbt-"} {
 		if rest, ok := strings.CutPrefix(token, prefix); ok {
 			token = rest

@@ -176,7 +176,7 @@ func TestRunnersAndWhatIsPreparedForThem(t *testing.T) {
 	})
 	require.Len(t, f.Runners(), 2)
 	require.Equal(t, []string{"local", "local-2"}, []string{f.Runners()[0].Description, f.Runners()[1].Description})
-	require.Len(t, f.ControlPlane().Pollers(), 2)
+	require.Len(t, f.ControlPlane().Runners(), 2)
 	require.Equal(t, "success", wait(t, f, run(t, f, "a: {script: [echo]}\n")).Status)
 }
 

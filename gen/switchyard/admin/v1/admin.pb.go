@@ -539,6 +539,585 @@ func (x *Job) GetTraceReported() int64 {
 	return 0
 }
 
+type ListRunnersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRunnersRequest) Reset() {
+	*x = ListRunnersRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRunnersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRunnersRequest) ProtoMessage() {}
+
+func (x *ListRunnersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRunnersRequest.ProtoReflect.Descriptor instead.
+func (*ListRunnersRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+type ListRunnersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Runners       []*Runner              `protobuf:"bytes,1,rep,name=runners,proto3" json:"runners,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRunnersResponse) Reset() {
+	*x = ListRunnersResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRunnersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRunnersResponse) ProtoMessage() {}
+
+func (x *ListRunnersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRunnersResponse.ProtoReflect.Descriptor instead.
+func (*ListRunnersResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListRunnersResponse) GetRunners() []*Runner {
+	if x != nil {
+		return x.Runners
+	}
+	return nil
+}
+
+// Runner is a registration in GitLab that the control plane serves.
+type Runner struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Url      string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	Executor string                 `protobuf:"bytes,3,opt,name=executor,proto3" json:"executor,omitempty"`
+	// GitLab's id of it; 0 as long as GitLab has not told.
+	GitlabId int64 `protobuf:"varint,4,opt,name=gitlab_id,json=gitlabId,proto3" json:"gitlab_id,omitempty"`
+	// starting, online, paused, stopping, refused (GitLab does not know the token) or trouble (GitLab does not answer as it
+	// should, or jobs cannot be kept).
+	State string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	// What went wrong last, and when. It stays when all is well again.
+	LastError   string                 `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastErrorAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_error_at,json=lastErrorAt,proto3" json:"last_error_at,omitempty"`
+	// Since when it is refused or in trouble, and when it is tried again.
+	TroubleSince *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=trouble_since,json=troubleSince,proto3" json:"trouble_since,omitempty"`
+	RetryAt      *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=retry_at,json=retryAt,proto3" json:"retry_at,omitempty"`
+	// When GitLab last answered, and when it last gave a job away.
+	LastContact *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=last_contact,json=lastContact,proto3" json:"last_contact,omitempty"`
+	LastJob     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_job,json=lastJob,proto3" json:"last_job,omitempty"`
+	// Jobs that are here, and how many there may be at once now: its limit or the slots of its agents.
+	Jobs  uint32 `protobuf:"varint,12,opt,name=jobs,proto3" json:"jobs,omitempty"`
+	Slots uint32 `protobuf:"varint,13,opt,name=slots,proto3" json:"slots,omitempty"`
+	// The configured limit; 0 is none.
+	Limit uint32 `protobuf:"varint,14,opt,name=limit,proto3" json:"limit,omitempty"`
+	// A request is held by GitLab until its queue changes.
+	Watching bool            `protobuf:"varint,15,opt,name=watching,proto3" json:"watching,omitempty"`
+	Counters *RunnerCounters `protobuf:"bytes,16,opt,name=counters,proto3" json:"counters,omitempty"`
+	Token    *RunnerToken    `protobuf:"bytes,17,opt,name=token,proto3" json:"token,omitempty"`
+	// on, off, or unknown as long as no job has shown it.
+	TwoPhaseCommit string `protobuf:"bytes,18,opt,name=two_phase_commit,json=twoPhaseCommit,proto3" json:"two_phase_commit,omitempty"`
+	// Since when requests to its GitLab are held back because it does not work; not set if they are not.
+	UnreachableSince *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=unreachable_since,json=unreachableSince,proto3" json:"unreachable_since,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Runner) Reset() {
+	*x = Runner{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Runner) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Runner) ProtoMessage() {}
+
+func (x *Runner) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Runner.ProtoReflect.Descriptor instead.
+func (*Runner) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Runner) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Runner) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Runner) GetExecutor() string {
+	if x != nil {
+		return x.Executor
+	}
+	return ""
+}
+
+func (x *Runner) GetGitlabId() int64 {
+	if x != nil {
+		return x.GitlabId
+	}
+	return 0
+}
+
+func (x *Runner) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Runner) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Runner) GetLastErrorAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastErrorAt
+	}
+	return nil
+}
+
+func (x *Runner) GetTroubleSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TroubleSince
+	}
+	return nil
+}
+
+func (x *Runner) GetRetryAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetryAt
+	}
+	return nil
+}
+
+func (x *Runner) GetLastContact() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastContact
+	}
+	return nil
+}
+
+func (x *Runner) GetLastJob() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastJob
+	}
+	return nil
+}
+
+func (x *Runner) GetJobs() uint32 {
+	if x != nil {
+		return x.Jobs
+	}
+	return 0
+}
+
+func (x *Runner) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *Runner) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *Runner) GetWatching() bool {
+	if x != nil {
+		return x.Watching
+	}
+	return false
+}
+
+func (x *Runner) GetCounters() *RunnerCounters {
+	if x != nil {
+		return x.Counters
+	}
+	return nil
+}
+
+func (x *Runner) GetToken() *RunnerToken {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *Runner) GetTwoPhaseCommit() string {
+	if x != nil {
+		return x.TwoPhaseCommit
+	}
+	return ""
+}
+
+func (x *Runner) GetUnreachableSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UnreachableSince
+	}
+	return nil
+}
+
+// RunnerCounters count from the start of the control plane.
+type RunnerCounters struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Claims uint64                 `protobuf:"varint,1,opt,name=claims,proto3" json:"claims,omitempty"`
+	// Jobs that claims brought, and that watches brought without a slot.
+	Jobs      uint64 `protobuf:"varint,2,opt,name=jobs,proto3" json:"jobs,omitempty"`
+	WatchJobs uint64 `protobuf:"varint,3,opt,name=watch_jobs,json=watchJobs,proto3" json:"watch_jobs,omitempty"`
+	// Claims that brought nothing, and answers 409.
+	Empty     uint64 `protobuf:"varint,4,opt,name=empty,proto3" json:"empty,omitempty"`
+	Conflicts uint64 `protobuf:"varint,5,opt,name=conflicts,proto3" json:"conflicts,omitempty"`
+	Watches   uint64 `protobuf:"varint,6,opt,name=watches,proto3" json:"watches,omitempty"`
+	Verifies  uint64 `protobuf:"varint,7,opt,name=verifies,proto3" json:"verifies,omitempty"`
+	// Answers 429, and all other trouble.
+	Throttled     uint64 `protobuf:"varint,8,opt,name=throttled,proto3" json:"throttled,omitempty"`
+	Errors        uint64 `protobuf:"varint,9,opt,name=errors,proto3" json:"errors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunnerCounters) Reset() {
+	*x = RunnerCounters{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunnerCounters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunnerCounters) ProtoMessage() {}
+
+func (x *RunnerCounters) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunnerCounters.ProtoReflect.Descriptor instead.
+func (*RunnerCounters) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RunnerCounters) GetClaims() uint64 {
+	if x != nil {
+		return x.Claims
+	}
+	return 0
+}
+
+func (x *RunnerCounters) GetJobs() uint64 {
+	if x != nil {
+		return x.Jobs
+	}
+	return 0
+}
+
+func (x *RunnerCounters) GetWatchJobs() uint64 {
+	if x != nil {
+		return x.WatchJobs
+	}
+	return 0
+}
+
+func (x *RunnerCounters) GetEmpty() uint64 {
+	if x != nil {
+		return x.Empty
+	}
+	return 0
+}
+
+func (x *RunnerCounters) GetConflicts() uint64 {
+	if x != nil {
+		return x.Conflicts
+	}
+	return 0
+}
+
+func (x *RunnerCounters) GetWatches() uint64 {
+	if x != nil {
+		return x.Watches
+	}
+	return 0
+}
+
+func (x *RunnerCounters) GetVerifies() uint64 {
+	if x != nil {
+		return x.Verifies
+	}
+	return 0
+}
+
+func (x *RunnerCounters) GetThrottled() uint64 {
+	if x != nil {
+		return x.Throttled
+	}
+	return 0
+}
+
+func (x *RunnerCounters) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+// RunnerToken is what may be known of a runner's token.
+type RunnerToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its first characters, as GitLab shows them.
+	Short string `protobuf:"bytes,1,opt,name=short,proto3" json:"short,omitempty"`
+	// It is not the configured one but one that replaced it.
+	Rotated    bool                   `protobuf:"varint,2,opt,name=rotated,proto3" json:"rotated,omitempty"`
+	ObtainedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=obtained_at,json=obtainedAt,proto3" json:"obtained_at,omitempty"`
+	// Not set: it does not expire, or GitLab has not told yet.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// When it is replaced by itself; not set if it is not.
+	RotateAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=rotate_at,json=rotateAt,proto3" json:"rotate_at,omitempty"`
+	// GitLab refuses it and nobody has the one that replaced it; see problem.
+	Lost bool `protobuf:"varint,6,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Why it could not be replaced the last time; empty if it could.
+	Problem       string `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunnerToken) Reset() {
+	*x = RunnerToken{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunnerToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunnerToken) ProtoMessage() {}
+
+func (x *RunnerToken) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunnerToken.ProtoReflect.Descriptor instead.
+func (*RunnerToken) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RunnerToken) GetShort() string {
+	if x != nil {
+		return x.Short
+	}
+	return ""
+}
+
+func (x *RunnerToken) GetRotated() bool {
+	if x != nil {
+		return x.Rotated
+	}
+	return false
+}
+
+func (x *RunnerToken) GetObtainedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ObtainedAt
+	}
+	return nil
+}
+
+func (x *RunnerToken) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *RunnerToken) GetRotateAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RotateAt
+	}
+	return nil
+}
+
+func (x *RunnerToken) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+func (x *RunnerToken) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type RotateRunnerTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Runner        string                 `protobuf:"bytes,1,opt,name=runner,proto3" json:"runner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRunnerTokenRequest) Reset() {
+	*x = RotateRunnerTokenRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRunnerTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRunnerTokenRequest) ProtoMessage() {}
+
+func (x *RotateRunnerTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRunnerTokenRequest.ProtoReflect.Descriptor instead.
+func (*RotateRunnerTokenRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RotateRunnerTokenRequest) GetRunner() string {
+	if x != nil {
+		return x.Runner
+	}
+	return ""
+}
+
+type RotateRunnerTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         *RunnerToken           `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRunnerTokenResponse) Reset() {
+	*x = RotateRunnerTokenResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRunnerTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRunnerTokenResponse) ProtoMessage() {}
+
+func (x *RotateRunnerTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRunnerTokenResponse.ProtoReflect.Descriptor instead.
+func (*RotateRunnerTokenResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RotateRunnerTokenResponse) GetToken() *RunnerToken {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
 var File_switchyard_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
@@ -588,12 +1167,64 @@ const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	"started_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12%\n" +
 	"\x0etrace_received\x18\v \x01(\x03R\rtraceReceived\x12%\n" +
-	"\x0etrace_reported\x18\f \x01(\x03R\rtraceReported2\xb4\x02\n" +
+	"\x0etrace_reported\x18\f \x01(\x03R\rtraceReported\"\x14\n" +
+	"\x12ListRunnersRequest\"L\n" +
+	"\x13ListRunnersResponse\x125\n" +
+	"\arunners\x18\x01 \x03(\v2\x1b.switchyard.admin.v1.RunnerR\arunners\"\x92\x06\n" +
+	"\x06Runner\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x1a\n" +
+	"\bexecutor\x18\x03 \x01(\tR\bexecutor\x12\x1b\n" +
+	"\tgitlab_id\x18\x04 \x01(\x03R\bgitlabId\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x06 \x01(\tR\tlastError\x12>\n" +
+	"\rlast_error_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vlastErrorAt\x12?\n" +
+	"\rtrouble_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\ftroubleSince\x125\n" +
+	"\bretry_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aretryAt\x12=\n" +
+	"\flast_contact\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vlastContact\x125\n" +
+	"\blast_job\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\alastJob\x12\x12\n" +
+	"\x04jobs\x18\f \x01(\rR\x04jobs\x12\x14\n" +
+	"\x05slots\x18\r \x01(\rR\x05slots\x12\x14\n" +
+	"\x05limit\x18\x0e \x01(\rR\x05limit\x12\x1a\n" +
+	"\bwatching\x18\x0f \x01(\bR\bwatching\x12?\n" +
+	"\bcounters\x18\x10 \x01(\v2#.switchyard.admin.v1.RunnerCountersR\bcounters\x126\n" +
+	"\x05token\x18\x11 \x01(\v2 .switchyard.admin.v1.RunnerTokenR\x05token\x12(\n" +
+	"\x10two_phase_commit\x18\x12 \x01(\tR\x0etwoPhaseCommit\x12G\n" +
+	"\x11unreachable_since\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x10unreachableSince\"\xfb\x01\n" +
+	"\x0eRunnerCounters\x12\x16\n" +
+	"\x06claims\x18\x01 \x01(\x04R\x06claims\x12\x12\n" +
+	"\x04jobs\x18\x02 \x01(\x04R\x04jobs\x12\x1d\n" +
+	"\n" +
+	"watch_jobs\x18\x03 \x01(\x04R\twatchJobs\x12\x14\n" +
+	"\x05empty\x18\x04 \x01(\x04R\x05empty\x12\x1c\n" +
+	"\tconflicts\x18\x05 \x01(\x04R\tconflicts\x12\x18\n" +
+	"\awatches\x18\x06 \x01(\x04R\awatches\x12\x1a\n" +
+	"\bverifies\x18\a \x01(\x04R\bverifies\x12\x1c\n" +
+	"\tthrottled\x18\b \x01(\x04R\tthrottled\x12\x16\n" +
+	"\x06errors\x18\t \x01(\x04R\x06errors\"\x9c\x02\n" +
+	"\vRunnerToken\x12\x14\n" +
+	"\x05short\x18\x01 \x01(\tR\x05short\x12\x18\n" +
+	"\arotated\x18\x02 \x01(\bR\arotated\x12;\n" +
+	"\vobtained_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"obtainedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x127\n" +
+	"\trotate_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brotateAt\x12\x12\n" +
+	"\x04lost\x18\x06 \x01(\bR\x04lost\x12\x18\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\";\n" +
+	"\x18RotateRunnerTokenRequest\x12\x1f\n" +
+	"\x06runner\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06runner\"S\n" +
+	"\x19RotateRunnerTokenResponse\x126\n" +
+	"\x05token\x18\x01 \x01(\v2 .switchyard.admin.v1.RunnerTokenR\x05token2\x8a\x04\n" +
 	"\fAdminService\x12l\n" +
 	"\x0fCreateJoinToken\x12+.switchyard.admin.v1.CreateJoinTokenRequest\x1a,.switchyard.admin.v1.CreateJoinTokenResponse\x12]\n" +
 	"\n" +
 	"ListAgents\x12&.switchyard.admin.v1.ListAgentsRequest\x1a'.switchyard.admin.v1.ListAgentsResponse\x12W\n" +
-	"\bListJobs\x12$.switchyard.admin.v1.ListJobsRequest\x1a%.switchyard.admin.v1.ListJobsResponseB\xd8\x01\n" +
+	"\bListJobs\x12$.switchyard.admin.v1.ListJobsRequest\x1a%.switchyard.admin.v1.ListJobsResponse\x12`\n" +
+	"\vListRunners\x12'.switchyard.admin.v1.ListRunnersRequest\x1a(.switchyard.admin.v1.ListRunnersResponse\x12r\n" +
+	"\x11RotateRunnerToken\x12-.switchyard.admin.v1.RotateRunnerTokenRequest\x1a..switchyard.admin.v1.RotateRunnerTokenResponseB\xd8\x01\n" +
 	"\x17com.switchyard.admin.v1B\n" +
 	"AdminProtoP\x01ZCgithub.com/switchyard-ci/switchyard/gen/switchyard/admin/v1;adminv1\xa2\x02\x03SAX\xaa\x02\x13Switchyard.Admin.V1\xca\x02\x13Switchyard\\Admin\\V1\xe2\x02\x1fSwitchyard\\Admin\\V1\\GPBMetadata\xea\x02\x15Switchyard::Admin::V1b\x06proto3"
 
@@ -609,40 +1240,64 @@ func file_switchyard_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_switchyard_admin_v1_admin_proto_rawDescData
 }
 
-var file_switchyard_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_switchyard_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_switchyard_admin_v1_admin_proto_goTypes = []any{
-	(*CreateJoinTokenRequest)(nil),  // 0: switchyard.admin.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 1: switchyard.admin.v1.CreateJoinTokenResponse
-	(*ListAgentsRequest)(nil),       // 2: switchyard.admin.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),      // 3: switchyard.admin.v1.ListAgentsResponse
-	(*Agent)(nil),                   // 4: switchyard.admin.v1.Agent
-	(*ListJobsRequest)(nil),         // 5: switchyard.admin.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),        // 6: switchyard.admin.v1.ListJobsResponse
-	(*Job)(nil),                     // 7: switchyard.admin.v1.Job
-	nil,                             // 8: switchyard.admin.v1.Agent.LabelsEntry
-	(*durationpb.Duration)(nil),     // 9: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 10: google.protobuf.Timestamp
+	(*CreateJoinTokenRequest)(nil),    // 0: switchyard.admin.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),   // 1: switchyard.admin.v1.CreateJoinTokenResponse
+	(*ListAgentsRequest)(nil),         // 2: switchyard.admin.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),        // 3: switchyard.admin.v1.ListAgentsResponse
+	(*Agent)(nil),                     // 4: switchyard.admin.v1.Agent
+	(*ListJobsRequest)(nil),           // 5: switchyard.admin.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),          // 6: switchyard.admin.v1.ListJobsResponse
+	(*Job)(nil),                       // 7: switchyard.admin.v1.Job
+	(*ListRunnersRequest)(nil),        // 8: switchyard.admin.v1.ListRunnersRequest
+	(*ListRunnersResponse)(nil),       // 9: switchyard.admin.v1.ListRunnersResponse
+	(*Runner)(nil),                    // 10: switchyard.admin.v1.Runner
+	(*RunnerCounters)(nil),            // 11: switchyard.admin.v1.RunnerCounters
+	(*RunnerToken)(nil),               // 12: switchyard.admin.v1.RunnerToken
+	(*RotateRunnerTokenRequest)(nil),  // 13: switchyard.admin.v1.RotateRunnerTokenRequest
+	(*RotateRunnerTokenResponse)(nil), // 14: switchyard.admin.v1.RotateRunnerTokenResponse
+	nil,                               // 15: switchyard.admin.v1.Agent.LabelsEntry
+	(*durationpb.Duration)(nil),       // 16: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 17: google.protobuf.Timestamp
 }
 var file_switchyard_admin_v1_admin_proto_depIdxs = []int32{
-	9,  // 0: switchyard.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	10, // 1: switchyard.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	16, // 0: switchyard.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	17, // 1: switchyard.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
 	4,  // 2: switchyard.admin.v1.ListAgentsResponse.agents:type_name -> switchyard.admin.v1.Agent
-	10, // 3: switchyard.admin.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	8,  // 4: switchyard.admin.v1.Agent.labels:type_name -> switchyard.admin.v1.Agent.LabelsEntry
+	17, // 3: switchyard.admin.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	15, // 4: switchyard.admin.v1.Agent.labels:type_name -> switchyard.admin.v1.Agent.LabelsEntry
 	7,  // 5: switchyard.admin.v1.ListJobsResponse.jobs:type_name -> switchyard.admin.v1.Job
-	10, // 6: switchyard.admin.v1.Job.claimed_at:type_name -> google.protobuf.Timestamp
-	10, // 7: switchyard.admin.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 8: switchyard.admin.v1.AdminService.CreateJoinToken:input_type -> switchyard.admin.v1.CreateJoinTokenRequest
-	2,  // 9: switchyard.admin.v1.AdminService.ListAgents:input_type -> switchyard.admin.v1.ListAgentsRequest
-	5,  // 10: switchyard.admin.v1.AdminService.ListJobs:input_type -> switchyard.admin.v1.ListJobsRequest
-	1,  // 11: switchyard.admin.v1.AdminService.CreateJoinToken:output_type -> switchyard.admin.v1.CreateJoinTokenResponse
-	3,  // 12: switchyard.admin.v1.AdminService.ListAgents:output_type -> switchyard.admin.v1.ListAgentsResponse
-	6,  // 13: switchyard.admin.v1.AdminService.ListJobs:output_type -> switchyard.admin.v1.ListJobsResponse
-	11, // [11:14] is the sub-list for method output_type
-	8,  // [8:11] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	17, // 6: switchyard.admin.v1.Job.claimed_at:type_name -> google.protobuf.Timestamp
+	17, // 7: switchyard.admin.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	10, // 8: switchyard.admin.v1.ListRunnersResponse.runners:type_name -> switchyard.admin.v1.Runner
+	17, // 9: switchyard.admin.v1.Runner.last_error_at:type_name -> google.protobuf.Timestamp
+	17, // 10: switchyard.admin.v1.Runner.trouble_since:type_name -> google.protobuf.Timestamp
+	17, // 11: switchyard.admin.v1.Runner.retry_at:type_name -> google.protobuf.Timestamp
+	17, // 12: switchyard.admin.v1.Runner.last_contact:type_name -> google.protobuf.Timestamp
+	17, // 13: switchyard.admin.v1.Runner.last_job:type_name -> google.protobuf.Timestamp
+	11, // 14: switchyard.admin.v1.Runner.counters:type_name -> switchyard.admin.v1.RunnerCounters
+	12, // 15: switchyard.admin.v1.Runner.token:type_name -> switchyard.admin.v1.RunnerToken
+	17, // 16: switchyard.admin.v1.Runner.unreachable_since:type_name -> google.protobuf.Timestamp
+	17, // 17: switchyard.admin.v1.RunnerToken.obtained_at:type_name -> google.protobuf.Timestamp
+	17, // 18: switchyard.admin.v1.RunnerToken.expires_at:type_name -> google.protobuf.Timestamp
+	17, // 19: switchyard.admin.v1.RunnerToken.rotate_at:type_name -> google.protobuf.Timestamp
+	12, // 20: switchyard.admin.v1.RotateRunnerTokenResponse.token:type_name -> switchyard.admin.v1.RunnerToken
+	0,  // 21: switchyard.admin.v1.AdminService.CreateJoinToken:input_type -> switchyard.admin.v1.CreateJoinTokenRequest
+	2,  // 22: switchyard.admin.v1.AdminService.ListAgents:input_type -> switchyard.admin.v1.ListAgentsRequest
+	5,  // 23: switchyard.admin.v1.AdminService.ListJobs:input_type -> switchyard.admin.v1.ListJobsRequest
+	8,  // 24: switchyard.admin.v1.AdminService.ListRunners:input_type -> switchyard.admin.v1.ListRunnersRequest
+	13, // 25: switchyard.admin.v1.AdminService.RotateRunnerToken:input_type -> switchyard.admin.v1.RotateRunnerTokenRequest
+	1,  // 26: switchyard.admin.v1.AdminService.CreateJoinToken:output_type -> switchyard.admin.v1.CreateJoinTokenResponse
+	3,  // 27: switchyard.admin.v1.AdminService.ListAgents:output_type -> switchyard.admin.v1.ListAgentsResponse
+	6,  // 28: switchyard.admin.v1.AdminService.ListJobs:output_type -> switchyard.admin.v1.ListJobsResponse
+	9,  // 29: switchyard.admin.v1.AdminService.ListRunners:output_type -> switchyard.admin.v1.ListRunnersResponse
+	14, // 30: switchyard.admin.v1.AdminService.RotateRunnerToken:output_type -> switchyard.admin.v1.RotateRunnerTokenResponse
+	26, // [26:31] is the sub-list for method output_type
+	21, // [21:26] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_switchyard_admin_v1_admin_proto_init() }
@@ -656,7 +1311,7 @@ func file_switchyard_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_switchyard_admin_v1_admin_proto_rawDesc), len(file_switchyard_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,9 +19,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_CreateJoinToken_FullMethodName = "/switchyard.admin.v1.AdminService/CreateJoinToken"
-	AdminService_ListAgents_FullMethodName      = "/switchyard.admin.v1.AdminService/ListAgents"
-	AdminService_ListJobs_FullMethodName        = "/switchyard.admin.v1.AdminService/ListJobs"
+	AdminService_CreateJoinToken_FullMethodName   = "/switchyard.admin.v1.AdminService/CreateJoinToken"
+	AdminService_ListAgents_FullMethodName        = "/switchyard.admin.v1.AdminService/ListAgents"
+	AdminService_ListJobs_FullMethodName          = "/switchyard.admin.v1.AdminService/ListJobs"
+	AdminService_ListRunners_FullMethodName       = "/switchyard.admin.v1.AdminService/ListRunners"
+	AdminService_RotateRunnerToken_FullMethodName = "/switchyard.admin.v1.AdminService/RotateRunnerToken"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -35,6 +37,12 @@ type AdminServiceClient interface {
 	CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error)
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
+	// ListRunners lists the configured runners, in the order of the configuration.
+	ListRunners(ctx context.Context, in *ListRunnersRequest, opts ...grpc.CallOption) (*ListRunnersResponse, error)
+	// RotateRunnerToken gives a runner a new token, which GitLab makes, and answers when the new one is in use. It fails with
+	// NOT_FOUND if no such runner is configured. If it fails otherwise GitLab may have made a token nevertheless; the message
+	// says what is to be done.
+	RotateRunnerToken(ctx context.Context, in *RotateRunnerTokenRequest, opts ...grpc.CallOption) (*RotateRunnerTokenResponse, error)
 }
 
 type adminServiceClient struct {
@@ -75,6 +83,26 @@ func (c *adminServiceClient) ListJobs(ctx context.Context, in *ListJobsRequest, 
 	return out, nil
 }
 
+func (c *adminServiceClient) ListRunners(ctx context.Context, in *ListRunnersRequest, opts ...grpc.CallOption) (*ListRunnersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRunnersResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListRunners_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) RotateRunnerToken(ctx context.Context, in *RotateRunnerTokenRequest, opts ...grpc.CallOption) (*RotateRunnerTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateRunnerTokenResponse)
+	err := c.cc.Invoke(ctx, AdminService_RotateRunnerToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -86,6 +114,12 @@ type AdminServiceServer interface {
 	CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error)
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
+	// ListRunners lists the configured runners, in the order of the configuration.
+	ListRunners(context.Context, *ListRunnersRequest) (*ListRunnersResponse, error)
+	// RotateRunnerToken gives a runner a new token, which GitLab makes, and answers when the new one is in use. It fails with
+	// NOT_FOUND if no such runner is configured. If it fails otherwise GitLab may have made a token nevertheless; the message
+	// says what is to be done.
+	RotateRunnerToken(context.Context, *RotateRunnerTokenRequest) (*RotateRunnerTokenResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -104,6 +138,12 @@ func (UnimplementedAdminServiceServer) ListAgents(context.Context, *ListAgentsRe
 }
 func (UnimplementedAdminServiceServer) ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListJobs not implemented")
+}
+func (UnimplementedAdminServiceServer) ListRunners(context.Context, *ListRunnersRequest) (*ListRunnersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRunners not implemented")
+}
+func (UnimplementedAdminServiceServer) RotateRunnerToken(context.Context, *RotateRunnerTokenRequest) (*RotateRunnerTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateRunnerToken not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -180,6 +220,42 @@ func _AdminService_ListJobs_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ListRunners_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRunnersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListRunners(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListRunners_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListRunners(ctx, req.(*ListRunnersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_RotateRunnerToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateRunnerTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RotateRunnerToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RotateRunnerToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RotateRunnerToken(ctx, req.(*RotateRunnerTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -198,6 +274,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListJobs",
 			Handler:    _AdminService_ListJobs_Handler,
+		},
+		{
+			MethodName: "ListRunners",
+			Handler:    _AdminService_ListRunners_Handler,
+		},
+		{
+			MethodName: "RotateRunnerToken",
+			Handler:    _AdminService_RotateRunnerToken_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

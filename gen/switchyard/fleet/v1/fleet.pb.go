@@ -905,6 +905,8 @@ type Executor struct {
 	Shell string `protobuf:"bytes,3,opt,name=shell,proto3" json:"shell,omitempty"`
 	// Jobs in this executor go on when the agent restarts.
 	SurvivesAgent bool `protobuf:"varint,4,opt,name=survives_agent,json=survivesAgent,proto3" json:"survives_agent,omitempty"`
+	// The GPUs that jobs in this executor get, as its administrator wrote them; for `info.config.gpus`.
+	Gpus          string `protobuf:"bytes,5,opt,name=gpus,proto3" json:"gpus,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -965,6 +967,13 @@ func (x *Executor) GetSurvivesAgent() bool {
 		return x.SurvivesAgent
 	}
 	return false
+}
+
+func (x *Executor) GetGpus() string {
+	if x != nil {
+		return x.Gpus
+	}
+	return ""
 }
 
 // HeldJob is a job of which the agent still has something: a promise, a process or a folder.
@@ -2864,13 +2873,14 @@ const file_switchyard_fleet_v1_fleet_proto_rawDesc = "" +
 	"\bdraining\x18\x0e \x01(\bR\bdraining\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x01\n" +
 	"\bExecutor\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12,\n" +
 	"\bfeatures\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n" +
 	"\x10@\"\x06r\x04\x10\x01\x18@R\bfeatures\x12\x1d\n" +
 	"\x05shell\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18 R\x05shell\x12%\n" +
-	"\x0esurvives_agent\x18\x04 \x01(\bR\rsurvivesAgent\"\xd6\x01\n" +
+	"\x0esurvives_agent\x18\x04 \x01(\bR\rsurvivesAgent\x12\x1c\n" +
+	"\x04gpus\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x04gpus\"\xd6\x01\n" +
 	"\aHeldJob\x125\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.switchyard.fleet.v1.JobRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x123\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1d.switchyard.fleet.v1.JobStateR\x05state\x12*\n" +
