@@ -185,6 +185,8 @@ func (l *loop) happened(e supervisor.Event) {
 		return
 	}
 	switch e.Kind {
+	case supervisor.Held:
+		l.apply(l.ledger.Written(e.Ref))
 	case supervisor.Fenced:
 		l.log.Info("job started", "job", e.Ref.Job, "epoch", e.Ref.Epoch)
 		l.apply(l.ledger.Fenced(e.Ref))

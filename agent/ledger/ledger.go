@@ -69,7 +69,8 @@ type Verb int
 const (
 	// Reply accepts the offer.
 	Reply Verb = iota + 1
-	// Hold makes room for the accepted job: its payload may be fetched.
+	// Hold makes room for the job and writes it down, so that an agent which is killed finds it again; [Ledger.Written]
+	// then answers the offer. Its payload may be fetched.
 	Hold
 	// Refuse declines the offer; Reason says why.
 	Refuse
@@ -95,6 +96,7 @@ type Effect struct {
 type entry struct {
 	phase    Phase
 	busy     bool // holds a slot
+	written  bool // a process of the agent after this one would know of it
 	fenced   bool // user commands may have run: STARTED is to be reported
 	acked    fleetv1.JobState
 	cancel   fleetv1.CancelMode
@@ -116,7 +118,7 @@ func New(slots int) *Ledger {
 
 // Restore adds a job that a previous process of the agent left behind.
 func (l *Ledger) Restore(ref Ref, phase Phase, fenced bool) {
-	l.jobs[ref] = &entry{phase: phase, busy: phase != Finished, fenced: fenced}
+	l.jobs[ref] = &entry{phase: phase, busy: phase != Finished, written: true, fenced: fenced}
 }
 
 // Drain refuses every offer from now on for that reason, those that wait for an answer too. An empty reason ends it.
@@ -144,7 +146,7 @@ func (l *Ledger) Offer(now time.Time, ref Ref, refusal string) []Effect {
 	if e := l.jobs[ref]; e != nil {
 		switch e.phase {
 		case Accepted, Started, Finished:
-			return []Effect{{Verb: Reply, Ref: ref}}
+			return l.reply(ref)
 		case Discarding:
 			return refuse("this attempt at the job was given up")
 		case Waiting:
@@ -170,7 +172,7 @@ func (l *Ledger) Offer(now time.Time, ref Ref, refusal string) []Effect {
 		return append(out, refuse(refusal)...)
 	case l.Free() > 0 && len(l.queue) == 0:
 		l.jobs[ref] = &entry{phase: Accepted, busy: true}
-		return append(out, Effect{Verb: Reply, Ref: ref}, Effect{Verb: Hold, Ref: ref})
+		return append(out, Effect{Verb: Hold, Ref: ref})
 	case len(l.queue) < l.Free()+l.ending():
 		l.jobs[ref] = &entry{phase: Waiting, deadline: now.Add(OfferPatience)}
 		l.queue = append(l.queue, ref)
@@ -179,14 +181,36 @@ func (l *Ledger) Offer(now time.Time, ref Ref, refusal string) []Effect {
 	return append(out, refuse("no slot is free")...)
 }
 
-// admit answers waiting offers as far as there are slots.
+// Written says that a job which is held is written down: only now is it accepted. Else the control plane could have it
+// started on an agent that, killed in between, does not know of it.
+func (l *Ledger) Written(ref Ref) []Effect {
+	e := l.jobs[ref]
+	if e == nil || e.written {
+		return nil
+	}
+	e.written = true
+	if e.phase == Discarding {
+		return nil
+	}
+	return l.reply(ref)
+}
+
+// reply accepts the offer of a job, unless that has to wait.
+func (l *Ledger) reply(ref Ref) []Effect {
+	if !l.jobs[ref].written {
+		return nil
+	}
+	return []Effect{{Verb: Reply, Ref: ref}}
+}
+
+// admit holds waiting offers as far as there are slots.
 func (l *Ledger) admit() []Effect {
 	var out []Effect
 	for len(l.queue) > 0 && l.Free() > 0 {
 		ref := l.queue[0]
 		l.queue = l.queue[1:]
 		*l.jobs[ref] = entry{phase: Accepted, busy: true}
-		out = append(out, Effect{Verb: Reply, Ref: ref}, Effect{Verb: Hold, Ref: ref})
+		out = append(out, Effect{Verb: Hold, Ref: ref})
 	}
 	return out
 }

@@ -40,6 +40,7 @@ func at(t *testing.T, phase ledger.Phase) *ledger.Ledger {
 		return l
 	}
 	l.Offer(now, ref, "")
+	l.Written(ref)
 	if phase >= ledger.Started {
 		l.Start(ref)
 		l.Fenced(ref)
@@ -68,7 +69,7 @@ func TestMessagesInEachPhase(t *testing.T) {
 		"offer": {
 			func(l *ledger.Ledger) []ledger.Effect { return l.Offer(now, ref, "") },
 			[6]want{
-				{"reply hold", ledger.Accepted},
+				{"hold", ledger.Accepted},
 				{none, ledger.Waiting},
 				{"reply", ledger.Accepted},
 				{"reply", ledger.Started},
@@ -79,9 +80,9 @@ func TestMessagesInEachPhase(t *testing.T) {
 		"newer offer": {
 			func(l *ledger.Ledger) []ledger.Effect { return l.Offer(now, newer, "") },
 			[6]want{
-				{"reply hold", 0},
+				{"hold", 0},
 				{none, 0},
-				{"discard reply hold", ledger.Discarding},
+				{"discard hold", ledger.Discarding},
 				{"refuse", ledger.Started},
 				{"refuse", ledger.Finished},
 				{"refuse", ledger.Discarding},
@@ -90,7 +91,7 @@ func TestMessagesInEachPhase(t *testing.T) {
 		"stale offer": {
 			func(l *ledger.Ledger) []ledger.Effect { return l.Offer(now, older, "") },
 			[6]want{
-				{"reply hold", 0},
+				{"hold", 0},
 				{none, ledger.Waiting},
 				{none, ledger.Accepted},
 				{none, ledger.Started},
@@ -201,9 +202,24 @@ func TestMessagesInEachPhase(t *testing.T) {
 	}
 }
 
+func TestAnOfferIsAcceptedOnceTheJobIsWrittenDown(t *testing.T) {
+	l := ledger.New(1)
+	require.Empty(t, l.Written(ref), "nobody holds it")
+	require.Equal(t, "hold", words(l.Offer(now, ref, "")))
+	require.Empty(t, l.Offer(now, ref, ""), "the answer is to come")
+	require.Equal(t, "reply", words(l.Written(ref)))
+	require.Empty(t, l.Written(ref))
+	require.Equal(t, "reply", words(l.Offer(now, ref, "")))
+
+	l = ledger.New(1)
+	l.Offer(now, ref, "")
+	require.Equal(t, "discard", words(l.Withdraw(ref)))
+	require.Empty(t, l.Written(ref), "it is given up already")
+}
+
 func TestSlots(t *testing.T) {
 	l := ledger.New(1)
-	require.Equal(t, "reply hold", words(l.Offer(now, ref, "")))
+	require.Equal(t, "hold", words(l.Offer(now, ref, "")))
 	require.Equal(t, "refuse", words(l.Offer(now, other, "")), "the slot is held by a promise")
 	l.Start(ref)
 	require.Equal(t, "refuse", words(l.Offer(now, other, "")))
@@ -219,7 +235,7 @@ func TestAnOfferWaitsForASlotThatIsAboutToBeFree(t *testing.T) {
 	require.Equal(t, "report", words(l.Finished(ref)))
 	require.Equal(t, "", words(l.Offer(now, other, "")))
 	require.Equal(t, "refuse", words(l.Offer(now, third, "")), "there is but one slot to wait for")
-	require.Equal(t, "reply hold", words(l.Freed(ref)))
+	require.Equal(t, "hold", words(l.Freed(ref)))
 	require.Equal(t, ledger.Accepted, l.Phase(other))
 	require.Equal(t, ledger.Finished, l.Phase(ref))
 	require.Zero(t, l.Free())
@@ -318,7 +334,12 @@ func TestAnyOrderOfMessagesDoesNoHarm(t *testing.T) {
 			"end":    func(*rapid.T) { m.step(l.Finished, ledger.Started) },
 			"freed":  func(*rapid.T) { m.step(l.Freed, ledger.Finished) },
 			"gone":   func(*rapid.T) { m.step(l.Gone, ledger.Discarding) },
-			"drop":   func(*rapid.T) { l.Disconnected() },
+			"written": func(*rapid.T) {
+				for r := range m.held {
+					m.apply(l.Written(r))
+				}
+			},
+			"drop": func(*rapid.T) { l.Disconnected() },
 			"time": func(*rapid.T) {
 				now = now.Add(time.Second)
 				m.apply(l.Tick(now))
@@ -378,7 +399,11 @@ func (m *model) apply(effects []ledger.Effect) {
 			if !m.held[e.Ref] {
 				m.t.Fatalf("%v is discarded but not held", e.Ref)
 			}
-		case ledger.Reply, ledger.Refuse:
+		case ledger.Reply:
+			if !m.held[e.Ref] {
+				m.t.Fatalf("%v is accepted before it is held", e.Ref)
+			}
+		case ledger.Refuse:
 		}
 	}
 }

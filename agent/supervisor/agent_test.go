@@ -120,12 +120,17 @@ func (a *agent) begin() {
 // start accepts the job and launches it.
 func (a *agent) start() *supervisor.Job {
 	a.t.Helper()
-	j := supervisor.Accept(a.ctx, &a.config, supervisor.Intent{
+	j := a.accept()
+	j.Launch(0, 0)
+	return j
+}
+
+func (a *agent) accept() *supervisor.Job {
+	a.t.Helper()
+	return supervisor.Accept(a.ctx, &a.config, supervisor.Intent{
 		Version: 1, Job: 1, Epoch: 1, Executor: "shell", OutputLimit: a.limit,
 		Runner: supervisor.Runner{ID: 1, Name: "runner", ShortToken: "abcdefghi", SystemID: "s_1"}, Timeout: time.Hour,
 	}, a.tasks.Go)
-	j.Launch(0, 0)
-	return j
 }
 
 // again ends this process of the agent, unless it has ended, and starts another. nil: it finds no job.

@@ -134,6 +134,28 @@ func TestAJobWhoseFolderIsElsewhere(t *testing.T) {
 	a.forget(j, x.Root)
 }
 
+// The control plane starts a job as soon as it is accepted; an agent that is killed before it hears of that knows the job.
+func TestAnAcceptedJobOutlivesTheAgent(t *testing.T) {
+	x := newThere(t, t.TempDir())
+	a := newAgent(t, x, script("echo run >>$PROOF", "echo hello"))
+	a.accept()
+	a.await(supervisor.Held)
+	for range 2 {
+		r := a.again()
+		require.NotNil(t, r)
+		require.Equal(t, ledger.Accepted, r.Phase)
+		require.Equal(t, one, r.Intent.Ref())
+	}
+	r := a.again()
+	require.NotNil(t, r)
+	r.Launch(0, 0)
+	result, trace := a.finished(r.Job)
+	require.Equal(t, "success", result.GetState())
+	require.Contains(t, trace, "\nhello\n")
+	require.Equal(t, 1, x.ran(t))
+	a.forget(r.Job, x.Root)
+}
+
 // Wherever the agent is killed: the job runs once, and another process of the agent brings it to its end.
 func TestTheAgentIsKilledAtEachPoint(t *testing.T) {
 	before := func(command, text string) func(*agent, *there) {

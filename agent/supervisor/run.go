@@ -32,6 +32,7 @@ type work struct {
 	env    executors.Environment
 
 	recovered    bool                      // from an earlier process of the agent
+	written      bool                      // the intent is on the disk
 	intent       Intent                    // with what Launch added
 	supported    []runnerapi.FailureReason // by the job's GitLab, as far as is known
 	prefixLength int64
@@ -123,6 +124,35 @@ func remove(dir string) error {
 	return nil
 }
 
+// reserve writes down that the job is held. What keeps it from that, if it lasts, fails the job in open.
+func (w *work) reserve() {
+	if err := w.writeDown(w.Intent); err != nil {
+		w.log.Error("cannot write down an accepted job", "err", err)
+	}
+	w.emit(w.life, Held)
+}
+
+// writeDown makes the job's folder on its first call, and writes the intent.
+func (w *work) writeDown(i Intent) error {
+	if !w.written {
+		err := w.mkdir(w.dir)
+		if errors.Is(err, os.ErrExist) { // what bears the name is of no use to anyone
+			if err := remove(w.dir); err != nil {
+				return err
+			}
+			err = w.mkdir(w.dir)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := i.write(w.dir); err != nil {
+		return err
+	}
+	w.written = true
+	return nil
+}
+
 // fresh brings a job from the accepted offer to its result.
 func (w *work) fresh() {
 	fetched, fetchErr := w.fetch()
@@ -199,17 +229,8 @@ func (j *Job) awaitLaunch() bool {
 
 // open makes the job's folders and begins its trace.
 func (w *work) open() (*prefix, error) {
-	err := w.mkdir(w.dir)
-	if errors.Is(err, os.ErrExist) { // what bears the name is of no use to anyone
-		if err := remove(w.dir); err != nil {
-			return nil, err
-		}
-		err = w.mkdir(w.dir)
-	}
+	err := w.writeDown(w.intent)
 	if err != nil {
-		return nil, err
-	}
-	if err := w.intent.write(w.dir); err != nil {
 		return nil, err
 	}
 	// Made here, because Make would sync the name: after a crash of the machine nothing of this is needed.

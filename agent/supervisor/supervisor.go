@@ -53,10 +53,13 @@ type Event struct {
 // Kind is what happened.
 type Kind int
 
-// The kinds, in the order in which they come; Fenced and Finished may be missing.
+// The kinds, in the order in which they come; Fenced and Finished may be missing, and Held of a recovered job is.
 const (
+	// Held: the job is written down; an agent that is killed from here on finds it again. If that was impossible it comes,
+	// too: the job then fails when it is launched, and says why.
+	Held Kind = iota + 1
 	// Fenced: the job started and never starts again.
-	Fenced Kind = iota + 1
+	Fenced
 	// Finished: Result has the result.
 	Finished
 	// Freed: nothing of the job takes up a slot any more.
@@ -109,11 +112,16 @@ func newJob(leave context.Context, c *Config, i Intent) *Job {
 	return j
 }
 
-// Accept takes a job whose offer was accepted and begins to fetch its payload. run is called with the function that is
+// Accept takes a job whose offer is about to be accepted: it writes it down, tells so (Held) and begins to fetch its payload. run is called with the function that is
 // the job's goroutine; it ends when the job is gone or leave ends.
 func Accept(leave context.Context, c *Config, i Intent, run func(func())) *Job {
 	w := &work{Job: newJob(leave, c, i), leave: leave}
-	run(func() { w.run(w.fresh) })
+	run(func() {
+		w.run(func() {
+			w.reserve()
+			w.fresh()
+		})
+	})
 	return w.Job
 }
 
