@@ -19,7 +19,6 @@ type agent struct {
 	bootID    string
 	hostID    string
 	hostname  string
-	before    string // the host that it was on when another one took over
 	version   string
 	os, arch  string
 	labels    map[string]string
@@ -49,10 +48,6 @@ func (d *Dispatcher) agentLocked(id, name string) *agent {
 
 // attachLocked makes s the session of an agent that has none and answers for every job that the agent holds.
 func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
-	otherHost := a.hostID != "" && h.GetHostId() != "" && a.hostID != h.GetHostId()
-	if otherHost {
-		a.before = a.hostname
-	}
 	a.session, a.lastSeen, a.unheard = s, time.Now(), false
 	a.bootID, a.hostID, a.hostname = h.GetBootId(), h.GetHostId(), h.GetHostname()
 	a.version, a.os, a.arch = h.GetVersion(), h.GetOs(), h.GetArch()
@@ -67,7 +62,7 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	}
 	listed := make(map[int64]store.JobState, len(h.GetJobs()))
 	for _, held := range h.GetJobs() {
-		v := d.verdictLocked(a, held, otherHost)
+		v := d.verdictLocked(a, held)
 		w.Jobs = append(w.Jobs, v)
 		if v.GetVerdict() == fleetv1.Verdict_VERDICT_KEEP {
 			listed[held.GetRef().GetJob()] = heldState(held.GetState())
@@ -76,10 +71,10 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Welcome{Welcome: w}})
 	d.joinPoolsLocked(a)
 	for _, j := range slices.Collect(maps.Values(a.jobs)) {
-		if otherHost && listed[j.row.ID] == "" {
+		if j.isElsewhere(a.hostID) && listed[j.row.ID] == "" {
 			continue // it may still run where the agent was: only the lease ends it there
 		}
-		j.awayAt = time.Time{}
+		j.hereLocked(a)
 		d.applyLocked(j, event{
 			kind: evUp, agent: a.id, state: listed[j.row.ID],
 			reason: fmt.Sprintf("agent %s came back without the job: it was restarted before the job began, or its data folder was lost", a.name),
@@ -98,8 +93,8 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	d.serveAgentLocked(a)
 }
 
-// verdictLocked answers for one job that an agent says it holds, on another host than before or on the same.
-func (d *Dispatcher) verdictLocked(a *agent, held *fleetv1.HeldJob, otherHost bool) *fleetv1.JobVerdict {
+// verdictLocked answers for one job that an agent says it holds.
+func (d *Dispatcher) verdictLocked(a *agent, held *fleetv1.HeldJob) *fleetv1.JobVerdict {
 	ref := held.GetRef()
 	v := &fleetv1.JobVerdict{Ref: ref, Verdict: fleetv1.Verdict_VERDICT_KEEP}
 	j := d.jobs[ref.GetJob()]
@@ -113,7 +108,7 @@ func (d *Dispatcher) verdictLocked(a *agent, held *fleetv1.HeldJob, otherHost bo
 	case j.life.phase < started, j.life.concluded():
 		// A promise that belongs to a session which is gone: the job is offered anew. Or the job was given up.
 		v.Verdict = fleetv1.Verdict_VERDICT_KILL
-	case otherHost && j.life.phase == started && held.GetState() >= fleetv1.JobState_JOB_STATE_FINISHED:
+	case j.isElsewhere(a.hostID) && j.life.phase == started && held.GetState() >= fleetv1.JobState_JOB_STATE_FINISHED:
 		// What a copy of the data folder says of a process that is not on its host is worth nothing.
 		v.Verdict = fleetv1.Verdict_VERDICT_KILL
 	default:

@@ -48,6 +48,20 @@ func (d *Dispatcher) stopAfterLocked(a *agent) time.Duration {
 	return least
 }
 
+// whereabouts say where a job was heard of last.
+type whereabouts struct {
+	hostID, hostname string    // empty: not since the control plane was started
+	awayAt           time.Time // when its agent was heard last to have it; zero while the agent is here with it
+}
+
+// hereLocked says that the job's agent is here with it.
+func (w *whereabouts) hereLocked(a *agent) { *w = whereabouts{hostID: a.hostID, hostname: a.hostname} }
+
+// isElsewhere says that the job was on another host, as far as is known.
+func (w *whereabouts) isElsewhere(hostID string) bool {
+	return w.hostID != "" && hostID != "" && w.hostID != hostID
+}
+
 // loss is the clock of an agent's jobs that are out of its hands: at its next stroke one of them may be lost.
 type loss struct {
 	timer *time.Timer // nil: it does not run
@@ -110,7 +124,7 @@ func (d *Dispatcher) loseLocked(a *agent) {
 			reason += ", when the control plane was started"
 		case a.session != nil:
 			reason = fmt.Sprintf("agent %s was lost: host %s with the job was heard last at %s; since then another one answers for the agent (%s)",
-				a.name, a.before, j.awayAt.UTC().Format(time.RFC3339), a.hostname)
+				a.name, j.hostname, j.awayAt.UTC().Format(time.RFC3339), a.hostname)
 		}
 		j.awayAt = time.Time{}
 		d.applyLocked(j, event{kind: evLost, agent: a.id, reason: reason})

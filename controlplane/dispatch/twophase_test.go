@@ -188,14 +188,15 @@ func TestTwoPhaseCommitIsFoundOutPerRunner(t *testing.T) {
 	}
 }
 
-// wait lets virtual time pass while the agent answers pings.
+// wait lets virtual time pass while the agent answers pings; other messages it overhears.
 func wait(t *testing.T, a *fake, d time.Duration) {
 	t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		step := min(DefaultPingPeriod, time.Until(end))
 		pause(t, step)
 		a.send(&fleetv1.SessionRequest{Message: &fleetv1.SessionRequest_Ping{Ping: &fleetv1.Ping{Seq: 1}}})
-		require.NotNil(t, a.next().GetPong())
+		for a.next().GetPong() == nil {
+		}
 	}
 }
 
