@@ -86,6 +86,7 @@ func (l *loop) hello() *fleetv1.Hello {
 		f := x.Features()
 		h.Executors = append(h.Executors, &fleetv1.Executor{
 			Name: x.Name(), Features: features(f.Runner).Names(), Shell: f.Shell, SurvivesAgent: f.SurvivesAgent,
+			Gpus: valid(f.GPUs, 256),
 		})
 	}
 	// Results follow as reports; here they are left out when there are so many that the message could become too long.

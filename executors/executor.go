@@ -182,6 +182,8 @@ type Features struct {
 	Shell string
 	// SurvivesAgent: jobs go on when the agent's process ends.
 	SurvivesAgent bool
+	// GPUs are those that jobs get, as the administrator wrote them, for `info.config.gpus`; empty: none.
+	GPUs string
 }
 
 // Error is a failure that is not the agent's own.

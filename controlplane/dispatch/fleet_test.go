@@ -589,7 +589,11 @@ func TestGitLabIsToldWhatAllAgentsCanDo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t, t.TempDir(), newGitLab())
 		defer f.stop()
-		a, _ := f.join("a", hello("1", 2))
+		first := hello("1", 2)
+		first.Executors[0].Gpus = "all"
+		a, _ := f.join("a", first)
+		synctest.Wait()
+		require.Equal(t, "all", f.d.Info("any").Config.GPUs)
 		h := hello("2", 3)
 		h.Executors[0].Features = []string{"variables"}
 		h.Executors[0].Shell = "sh"
@@ -599,6 +603,7 @@ func TestGitLabIsToldWhatAllAgentsCanDo(t *testing.T) {
 		require.True(t, info.Features.Variables)
 		require.False(t, info.Features.Refspecs, "one agent cannot")
 		require.Empty(t, info.Shell)
+		require.Empty(t, info.Config.GPUs, "not every job gets them")
 		require.Equal(t, 5, f.d.Slots("any"))
 		require.Equal(t, 1, f.d.Slots("one"))
 		b.leave()

@@ -27,18 +27,20 @@ type pool struct {
 type kind struct {
 	features        runnerapi.Features
 	shell, os, arch string
+	gpus            string
 }
 
 // executor is one place where an agent can run jobs.
 type executor struct {
 	features runnerapi.Features
 	shell    string
+	gpus     string
 }
 
 func executorsOf(h *fleetv1.Hello) map[string]executor {
 	all := make(map[string]executor, len(h.GetExecutors()))
 	for _, e := range h.GetExecutors() {
-		all[e.GetName()] = executor{runnerapi.FeaturesOf(e.GetFeatures()), e.GetShell()}
+		all[e.GetName()] = executor{runnerapi.FeaturesOf(e.GetFeatures()), e.GetShell(), e.GetGpus()}
 	}
 	return all
 }
@@ -77,7 +79,7 @@ func (a *agent) leavePoolsLocked() {
 func (p *pool) count(a *agent, by int) {
 	p.slots += by * a.slots
 	x := a.executors[p.executor]
-	k := kind{x.features, x.shell, a.os, a.arch}
+	k := kind{x.features, x.shell, a.os, a.arch, x.gpus}
 	p.kinds[k] += by
 	switch p.kinds[k] {
 	case 0:
@@ -103,6 +105,7 @@ func (p *pool) describe() *kind {
 		}
 		common.features = common.features.Intersection(k.features)
 		common.shell, common.os, common.arch = same(common.shell, k.shell), same(common.os, k.os), same(common.arch, k.arch)
+		common.gpus = same(common.gpus, k.gpus)
 	}
 	if common != nil {
 		p.common = common
@@ -137,6 +140,7 @@ func (r *runner) infoLocked() runnerapi.Info {
 	if k := r.pool.describe(); k != nil {
 		info.Features = info.Features.Union(k.features)
 		info.Shell, info.Platform, info.Architecture = k.shell, k.os, k.arch
+		info.Config.GPUs = k.gpus
 	}
 	return info
 }

@@ -161,6 +161,7 @@ func (e *Executor) Features() executors.Features {
 		},
 		Shell:         "bash",
 		SurvivesAgent: true,
+		GPUs:          e.settings.GPUs,
 	}
 }
 
