@@ -16,14 +16,14 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/switchyard-ci/switchyard/controlplane/admin"
+	"github.com/switchyard-ci/switchyard/controlplane/config"
 	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
 	"github.com/switchyard-ci/switchyard/controlplane/enrollment"
 	"github.com/switchyard-ci/switchyard/controlplane/grpcserver"
 	"github.com/switchyard-ci/switchyard/controlplane/polling"
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
-	"github.com/switchyard-ci/switchyard/controlplane/store/sealing"
-	"github.com/switchyard-ci/switchyard/controlplane/store/sqlite"
+	"github.com/switchyard-ci/switchyard/controlplane/store"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
@@ -45,8 +45,10 @@ const (
 // Config is what a control plane needs.
 type Config struct {
 	// Data is the folder of the store, the spool and the CA. The caller has made it (0700) and holds it for itself.
-	Data    string
-	Runners []Runner
+	Data string
+	// Database is the store's, if that is not in the data folder.
+	Database config.Database
+	Runners  []Runner
 	// PingPeriod, StopAfter and LostAfter are dispatch's; 0 takes its defaults.
 	PingPeriod, StopAfter, LostAfter time.Duration
 	// TracePace is the relay's Pace: how long output waits at most until it is sent to GitLab; 0 obeys GitLab.
@@ -58,7 +60,7 @@ type Config struct {
 type Server struct {
 	cfg       Config
 	log       *slog.Logger
-	store     *sqlite.Store
+	store     store.Store
 	authority *enrollment.Authority
 	dispatch  *dispatch.Dispatcher
 	relay     *relay.Relay
@@ -67,8 +69,9 @@ type Server struct {
 	grpc      *grpc.Server
 }
 
-// Open opens what is in the data folder and takes up the jobs that are there. Nothing is claimed and no agent is served
-// before Serve. The caller must call Serve or Close.
+// Open opens the store and what else is in the data folder and takes up the jobs that are there. While another control
+// plane leads in the store's database it waits. Nothing is claimed and no agent is served before Serve. The caller must
+// call Serve or Close.
 func Open(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -81,11 +84,8 @@ func Open(ctx context.Context, cfg Config) (*Server, error) {
 }
 
 func (s *Server) open(ctx context.Context) error {
-	key, err := sealing.LoadKey(filepath.Join(s.cfg.Data, keyFile))
-	if err != nil {
-		return err
-	}
-	if s.store, err = sqlite.Open(ctx, filepath.Join(s.cfg.Data, storeFile), key); err != nil {
+	var err error
+	if s.store, err = openStore(ctx, s.cfg, s.log); err != nil {
 		return err
 	}
 	ca, err := enrollment.OpenCA(s.cfg.Data, time.Now)
@@ -143,7 +143,8 @@ func (s *Server) open(ctx context.Context) error {
 }
 
 // Serve serves agents on l and claims jobs, until ctx ends or something fails for good. Then it stops in order: no more
-// claims, sessions told to come back, reports that are under way finished, everything closed. Jobs that run go on.
+// claims, sessions told to come back, reports that are under way finished, everything closed. Jobs that run go on. The
+// error is store.ErrFenced if another control plane has taken over; then nothing more is reported either.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -157,6 +158,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		<-ctx.Done()
 		stopped()
 		return nil
+	})
+	group.Go(func() error {
+		select {
+		case <-s.store.Fenced():
+			return fmt.Errorf("this control plane stops: %w", store.ErrFenced)
+		case <-ctx.Done():
+			return nil
+		}
 	})
 	var polls sync.WaitGroup
 	for _, k := range s.clients.keepers {
@@ -191,6 +200,11 @@ func (s *Server) Close() error {
 	if s.relay != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
 		defer cancel()
+		select {
+		case <-s.store.Fenced():
+			cancel() // to report is another's business now
+		default:
+		}
 		errs = append(errs, s.relay.Close(ctx))
 	}
 	if s.clients != nil {

@@ -77,22 +77,24 @@ func (c *serveCmd) Run(ctx context.Context, std streams) error {
 }
 
 func serve(ctx context.Context, cfg *config.Config, data string, log *slog.Logger) error {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
-	if err != nil {
-		return usageError(fmt.Errorf("listen: %w (another address can be set with the key listen)", err))
-	}
-	defer listener.Close()
-	socket, err := admin.Listen(ctx, data)
-	if err != nil {
-		return err
-	}
-	defer socket.Close()
+	// While another control plane leads in the database, this waits: nobody is to find it at its address meanwhile.
 	plane, err := controlplane.Open(ctx, controlplane.Config{
-		Data: data, Runners: cfg.Runners, PingPeriod: cfg.PingPeriod, StopAfter: cfg.StopAfter, LostAfter: cfg.LostAfter, Logger: log,
+		Data: data, Database: cfg.Database, Runners: cfg.Runners, PingPeriod: cfg.PingPeriod, StopAfter: cfg.StopAfter, LostAfter: cfg.LostAfter, Logger: log,
 	})
 	if err != nil {
 		return fmt.Errorf("start the control plane: %w", err)
 	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		err = usageError(fmt.Errorf("listen: %w (another address can be set with the key listen)", err))
+		return errors.Join(err, plane.Close())
+	}
+	defer listener.Close()
+	socket, err := admin.Listen(ctx, data)
+	if err != nil {
+		return errors.Join(err, plane.Close())
+	}
+	defer socket.Close()
 	administration, err := admin.NewServer(plane.Authority(), plane.Dispatcher(), plane, log)
 	if err != nil {
 		return errors.Join(err, plane.Close())
@@ -137,6 +139,10 @@ func (c *configCheckCmd) Run(std streams) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(std.out, "%s can be used: %d runners, listening on %s, data in %s\n", c.Config, len(cfg.Runners), cfg.Listen, cfg.Data)
+	state := cfg.Data
+	if cfg.Database != "" {
+		state += ", state in " + cfg.Database.String()
+	}
+	fmt.Fprintf(std.out, "%s can be used: %d runners, listening on %s, data in %s\n", c.Config, len(cfg.Runners), cfg.Listen, state)
 	return nil
 }

@@ -252,6 +252,15 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 		d.report(ctx, j, epoch, func(r store.Result) error { return d.relay.Finish(id, epoch, r) })
 		d.awaitTrace(ctx, j, epoch)
 	case actLoss:
+		// An agent that seems lost may be with another control plane by now: to write the result, which is there already, is to
+		// ask whether this one still leads.
+		d.mu.Lock()
+		result := *j.life.result
+		d.mu.Unlock()
+		if err := d.cfg.Store.FinishJob(ctx, id, epoch, result); errors.Is(err, store.ErrFenced) {
+			<-ctx.Done()
+			return event{}, false
+		}
 		d.report(ctx, j, epoch, func(r store.Result) error { return d.relay.Fail(id, epoch, r, a.reason) })
 	case actDelete:
 		d.relay.Forget(id)
@@ -319,6 +328,10 @@ func insist[T any](ctx context.Context, j *job, what string, do func() (T, error
 		v, err := do()
 		if err == nil || ctx.Err() != nil {
 			return v, err
+		}
+		if errors.Is(err, store.ErrFenced) {
+			<-ctx.Done() // the job is another control plane's; this one is about to stop
+			return v, ctx.Err()
 		}
 		log := j.d.log.With("job", j.row.ID, "while", what, "error", err)
 		if errors.Is(err, store.ErrStale) || errors.Is(err, store.ErrNotFound) || errors.Is(err, relay.ErrClosed) {
