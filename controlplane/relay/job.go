@@ -326,6 +326,7 @@ func (j *job) forget() error {
 	j.release()
 	j.disarm()
 	j.mu.Unlock()
+	j.lane.forget(j)
 	if was || j.file == nil {
 		return nil
 	}

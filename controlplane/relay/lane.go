@@ -15,13 +15,14 @@ type lane struct {
 	line    []*job
 	waiting map[*job]struct{} // those in line
 	workers int
+	outage
 }
 
 // lane returns the instance's; Relay.mu must be held. Lanes stay: there are few GitLabs.
 func (r *Relay) lane(instance string) *lane {
 	l := r.lanes[instance]
 	if l == nil {
-		l = &lane{r: r, limit: r.o.Concurrency, waiting: make(map[*job]struct{})}
+		l = &lane{r: r, limit: r.o.Concurrency, waiting: make(map[*job]struct{}), outage: outage{asleep: make(map[*job]struct{})}}
 		r.lanes[instance] = l
 	}
 	return l

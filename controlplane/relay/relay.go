@@ -93,7 +93,10 @@ type Relay struct {
 	sync  *syncer
 	room  *room
 	work  gate
+	quit  chan struct{} // closed by Close
 	rand  func() float64
+
+	watchers sync.WaitGroup // of lanes
 
 	ctx    context.Context // of the requests
 	cancel context.CancelFunc
@@ -116,7 +119,7 @@ func New(o Options) (*Relay, error) {
 	if len(strangers) > 0 {
 		o.Logger.Warn("the spool's folder holds files that are not the spool's; they are left alone", "folder", o.Dir, "files", strangers)
 	}
-	r := &Relay{o: o, log: o.Logger, spool: s, rand: rand.Float64, jobs: make(map[int64]*job), lanes: make(map[string]*lane)}
+	r := &Relay{o: o, log: o.Logger, spool: s, rand: rand.Float64, jobs: make(map[int64]*job), lanes: make(map[string]*lane), quit: make(chan struct{})}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.sync = newSyncer(r)
 	r.room = newRoom(r)
@@ -161,6 +164,8 @@ func (r *Relay) Close(ctx context.Context) error {
 	r.mu.Unlock()
 
 	done := r.work.shut()
+	close(r.quit)
+	defer r.watchers.Wait()
 	r.room.stop()
 	select {
 	case <-done:

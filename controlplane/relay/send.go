@@ -128,7 +128,9 @@ func (j *job) answered(a client.PatchResult, err error) {
 		j.reported = true
 	}
 	j.arm()
+	waits := j.report.Down()
 	j.mu.Unlock()
+	j.lane.heard(j, a.Code, waits)
 
 	events := j.r.o.Events
 	if news.Canceling {

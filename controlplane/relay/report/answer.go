@@ -173,10 +173,13 @@ func (r *Report) fail(now time.Time, t *attempts, a Answer) {
 		wait = max(wait, ra+time.Duration(r.rand()*float64(ra)/8))
 	}
 	t.notBefore = now.Add(wait)
+	t.outage = a.RetryAfter == 0 && (a.Code == 0 || a.Code >= http.StatusInternalServerError || a.Code == http.StatusNotFound)
 
 	if a.Code != http.StatusNotFound {
 		t.missing = 0
-	} else if t.missing++; t.missing >= goneAfter404 {
+	} else if t.missing++; t.missing == 1 {
+		t.missed = now
+	} else if t.missing >= goneAfter404 && now.Sub(t.missed) >= MissingFor {
 		r.leave("")
 		return
 	}

@@ -127,19 +127,25 @@ func TestWhenGitLabTakesNothingMore(t *testing.T) {
 		s.expect(TouchSoonest, touch)
 		require.Equal(t, News{Gone: true}, s.answer(Answer{Code: 200, JobStatus: "failed"}))
 	})
-	t.Run("404 three times", func(t *testing.T) {
+	t.Run("404 for an hour", func(t *testing.T) {
 		s := running(t)
-		require.Equal(t, News{}, s.answer(Answer{Code: 404}))
-		s.expect(Interval, patch(0, 100))
-		require.Equal(t, News{}, s.answer(Answer{Code: 404}))
-		s.expect(Interval, patch(0, 100))
-		require.Equal(t, News{Gone: true}, s.answer(Answer{Code: 404}))
+		for !s.answer(Answer{Code: 404}).Gone {
+			for a := s.next(); a != patch(0, 100); a = s.next() {
+				require.Equal(t, touch, a)
+				s.answer(Answer{})
+			}
+		}
+		require.InDelta(t, MissingFor, s.now.Sub(t0), float64(2*BackoffMost))
 	})
-	t.Run("404 twice, then not", func(t *testing.T) {
+	t.Run("404 for long, but not all the time", func(t *testing.T) {
 		s := begin(t, 0, false)
 		s.r.Complete("success")
-		for _, code := range []int{404, 404, 502, 404, 404} {
+		for i := 1; s.now.Before(t0.Add(24 * time.Hour)); i++ {
 			require.Equal(t, put, s.next())
+			code := 404
+			if i%50 == 0 {
+				code = 502
+			}
 			require.Equal(t, News{}, s.answer(Answer{Code: code}))
 		}
 	})
@@ -333,4 +339,57 @@ func TestPiecesThatAreTooLargeGetSmaller(t *testing.T) {
 	s.expect(BackoffFirst, patch(0, size))
 	s.answer(Answer{Code: 202})
 	s.expect(0, patch(size, 2*size))
+}
+
+func TestWhenGitLabIsBackNothingWaits(t *testing.T) {
+	for _, code := range []int{0, 404, 500, 502, 503} {
+		s := begin(t, 100, false)
+		s.r.Complete("success")
+		for range 10 {
+			for a := s.next(); a.Kind != Patch; a = s.next() {
+				s.answer(Answer{Code: code})
+			}
+			s.answer(Answer{Code: code})
+		}
+		require.True(t, s.r.Down())
+		require.Equal(t, Wait, s.r.Next(s.now).Kind)
+		s.r.Wake(s.now)
+		s.expect(0, patch(0, 100))
+		require.False(t, s.r.Down(), "it is under way")
+		s.answer(Answer{Code: 202})
+	}
+	for name, a := range map[string]Answer{
+		"asked to wait": {Code: 503, RetryAfter: time.Minute}, "too many": {Code: 429}, "refused": {Code: 400},
+	} {
+		s := begin(t, 0, false)
+		s.r.Complete("success")
+		s.expect(0, put)
+		s.answer(a)
+		require.False(t, s.r.Down(), name)
+		s.r.Wake(s.now)
+		require.Equal(t, Wait, s.r.Next(s.now).Kind, name)
+	}
+}
+
+func TestAViewerComesAndGoes(t *testing.T) {
+	s := begin(t, 10, false)
+	s.expect(Gather, patch(0, 10))
+	s.answer(Answer{Code: 202, Interval: time.Minute})
+	s.write(20)
+	s.expect(time.Minute, patch(10, 20))
+	s.answer(Answer{Code: 202, Interval: 3 * time.Second})
+	s.write(30)
+	s.expect(3*time.Second, patch(20, 30))
+	s.answer(Answer{Code: 202, Interval: time.Minute})
+	s.write(40)
+	s.now = s.now.Add(5 * time.Second)
+	require.Equal(t, Wait, s.r.Next(s.now).Kind)
+	// A sign of life that says so is obeyed, too.
+	s.now = s.now.Add(55 * time.Second)
+	s.expect(0, patch(30, 40))
+	s.answer(Answer{Code: 202, Interval: time.Minute})
+	s.expect(time.Minute, touch)
+	s.answer(Answer{Code: 200, Interval: 3 * time.Second})
+	s.write(50)
+	s.expect(Gather, patch(40, 50))
 }

@@ -15,14 +15,15 @@
 //	PUT   412         final: GitLab's trace differs; all of it is sent again, thrice at most, then no checksum is given
 //	403, or a Job-Status of canceled or failed
 //	                  GitLab wants nothing more of the job
-//	404               the same when it is said three times in a row: GitLab itself says 403, a proxy may say 404 at a
-//	                  bad moment
 //	no answer, 408, 429, 5xx
 //	                  tried again with growing, jittered waits of at most BackoffMost, without an end: a job that GitLab
-//	                  dropped in the meantime is answered 403
+//	                  dropped in the meantime is answered 403. When the GitLab answers others again, Wake
+//	404               the same, but GitLab wants nothing more of a job that nothing else is said of for MissingFor: GitLab
+//	                  itself says 403 for what it does not know, a proxy says 404 while GitLab is being replaced
 //	anything else (400, 409, …)
 //	                  tried again in the same way, but a result that was refused for RefusedFor is given up. GitLab drops
-//	                  a job that it hears nothing of after an hour, so a healthy one says 403 before.
+//	                  a job that it hears nothing of after an hour, and then says 403: who says anything else for so long
+//	                  is not a GitLab that could still take the result.
 //
 // If GitLab refuses the rest of the trace for FlushFor although it answers other requests about the job, the result is
 // sent without that rest: a pipeline must not hang on a log.
@@ -55,10 +56,12 @@ const (
 	BackoffFirst = time.Second
 	BackoffMost  = time.Minute
 
-	RefusedFor = 2 * time.Hour
+	// RefusedFor outlasts a weekend.
+	RefusedFor = 72 * time.Hour
 	FlushFor   = time.Hour
+	MissingFor = time.Hour
 
-	goneAfter404    = 3
+	goneAfter404    = 10
 	refusalsAtLeast = 10
 	resendsAfter412 = 3
 )
@@ -141,6 +144,8 @@ type attempts struct {
 	failures  int
 	notBefore time.Time
 	missing   int       // 404 in a row
+	missed    time.Time // since when
+	outage    bool      // the last request was not answered, or not by a GitLab that works
 	refused   time.Time // since when GitLab says no
 	refusals  int
 }
@@ -183,6 +188,20 @@ func (r *Report) Complete(final string) {
 
 // Sent returns how many bytes GitLab has, as far as known; never more than there are here.
 func (r *Report) Sent() int64 { return min(r.sent, r.length) }
+
+// Down says that the last request failed because GitLab is not there, or does not work: Wake ends the wait for the next.
+func (r *Report) Down() bool {
+	return r.outcome == Open && !r.gone && r.inFlight.Kind == Idle && (r.patch.outage || r.put.outage)
+}
+
+// Wake says that GitLab answers again: what waits because it did not is due now. A wait that GitLab asked for stays.
+func (r *Report) Wake(now time.Time) {
+	for _, t := range []*attempts{&r.patch, &r.put} {
+		if t.outage && t.notBefore.After(now) {
+			t.notBefore = now
+		}
+	}
+}
 
 // Gone says that GitLab wants nothing more of the job.
 func (r *Report) Gone() bool { return r.gone }
