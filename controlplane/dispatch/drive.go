@@ -38,8 +38,8 @@ type job struct {
 	todo    []action      // what is still to be done; the first is being done
 	driving bool          // somebody is at todo
 	timer   *time.Timer
-	begun   time.Time     // when the agent said that it runs
-	awayAt  time.Time     // when its agent was heard last to have it; zero while the agent is here with it
+	begun   time.Time // when the agent said that it runs
+	whereabouts
 	signing *rate.Limiter // of URLs for its caches; nil before the first
 }
 
@@ -128,10 +128,12 @@ func (j *job) bindLocked(a *agent) {
 	if old == a {
 		return
 	}
-	j.holder, j.awayAt = a, time.Time{}
+	j.holder, j.whereabouts = a, whereabouts{}
 	if a != nil {
 		a.jobs[j.row.ID] = j
-		if a.session == nil {
+		if a.session != nil {
+			j.hereLocked(a)
+		} else {
 			j.awayAt = a.lastSeen
 		}
 	}
