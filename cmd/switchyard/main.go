@@ -30,11 +30,12 @@ const (
 )
 
 type cli struct {
-	Run    runCmd    `cmd:"" help:"Run a repository's pipeline on this machine."`
-	Serve  serveCmd  `cmd:"" help:"Run the control plane of a fleet."`
-	Config configCmd `cmd:"" help:"Look at the control plane's configuration."`
-	Agents agentsCmd `cmd:"" help:"Agents: who is there, and tokens to let more join."`
-	Jobs   jobsCmd   `cmd:"" help:"Jobs that the control plane holds."`
+	Run     runCmd     `cmd:"" help:"Run a repository's pipeline on this machine."`
+	Serve   serveCmd   `cmd:"" help:"Run the control plane of a fleet."`
+	Config  configCmd  `cmd:"" help:"Look at the control plane's configuration."`
+	Agents  agentsCmd  `cmd:"" help:"Agents: who is there, and tokens to let more join."`
+	Jobs    jobsCmd    `cmd:"" help:"Jobs that the control plane holds."`
+	Runners runnersCmd `cmd:"" help:"Runners: how they do, and their registration in GitLab."`
 
 	Version kong.VersionFlag `help:"Print the version."`
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
+
+	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
 )
 
 // TestMain makes this test binary the program under test when a script calls it.
@@ -26,6 +28,8 @@ func TestMain(m *testing.M) {
 // TestScripts runs testdata/script: the programs as a person uses them. Besides the usual commands there are
 //
 //	gitlab ANSWER   a GitLab that gives every request one answer (ok, 403, 500, html); its address is $GITLAB
+//	coordinator     the embedded GitLab, which takes the registration token GR1348941letmein; its address is $GITLAB, the
+//	                token of a runner that is in it, and is good for 30 days, is $TOKEN
 //	freeport        a port that nobody uses, in $PORT
 //	waitfor FILE    waits until the file exists
 //	eventually RE COMMAND...   repeats a command until its output matches
@@ -41,12 +45,13 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"gitlab":     startGitLab,
-			"freeport":   freePort,
-			"waitfor":    waitFor,
-			"eventually": eventually,
-			"logged":     logged,
-			"expand":     expand,
+			"gitlab":      startGitLab,
+			"coordinator": startCoordinator,
+			"freeport":    freePort,
+			"waitfor":     waitFor,
+			"eventually":  eventually,
+			"logged":      logged,
+			"expand":      expand,
 		},
 	})
 }
@@ -88,6 +93,23 @@ func startGitLab(ts *testscript.TestScript, _ bool, args []string) {
 	}))
 	ts.Defer(server.Close)
 	ts.Setenv("GITLAB", server.URL)
+}
+
+func startCoordinator(ts *testscript.TestScript, _ bool, _ []string) {
+	c, err := coordinator.New(coordinator.Options{
+		Dir: ts.MkAbs("."), RegistrationToken: "GR1348941letmein", RunnerTokenTTL: 30 * 24 * time.Hour,
+	})
+	ts.Check(err)
+	r, err := c.AddRunner(coordinator.RunnerOptions{RunUntagged: true})
+	ts.Check(err)
+	server := httptest.NewServer(c.Handler())
+	ts.Defer(func() {
+		server.CloseClientConnections()
+		server.Close()
+		ts.Check(c.Close())
+	})
+	ts.Setenv("GITLAB", server.URL)
+	ts.Setenv("TOKEN", r.Token)
 }
 
 func freePort(ts *testscript.TestScript, _ bool, _ []string) {

@@ -17,6 +17,12 @@ import (
 	"github.com/switchyard-ci/switchyard/job/masking"
 )
 
+func TestFeatures(t *testing.T) {
+	e, err := New(Options{Data: t.TempDir(), Config: &config.Config{GPUs: "all"}})
+	require.NoError(t, err)
+	require.Equal(t, "all", e.Features().GPUs)
+}
+
 func TestNamesOfServices(t *testing.T) {
 	digest := "sha256:" + strings.Repeat("0", 64)
 	for name, want := range map[string]struct {
