@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"slices"
@@ -62,7 +63,7 @@ const (
 	htmlMessage = "answered with an HTML page; is the URL of the GitLab right?"
 )
 
-// statusError reads what is left of an answer and closes nothing.
+// statusError reads what is left of an answer and closes nothing. It is no error yet if the caller knows the status.
 func (r *response) statusError(now time.Time) *StatusError {
 	e := &StatusError{Method: r.req.method, URL: r.url, Code: r.StatusCode, RetryAfter: retryAfter(r.Header, now)}
 	if location := r.Header.Get("Location"); location != "" && e.Code >= 300 && e.Code < 400 {
@@ -74,7 +75,7 @@ func (r *response) statusError(now time.Time) *StatusError {
 		}
 	}
 	e.Message, e.HTML = message(r.Response)
-	if e.HTML {
+	if e.HTML && !meantByProxy(e.Code) {
 		r.broken = e
 	}
 	return e
@@ -82,21 +83,16 @@ func (r *response) statusError(now time.Time) *StatusError {
 
 // message finds the sentence in an answer: {"message": "…"}, {"message": {"field": ["…"]}}, {"error": "…"} or a text.
 func message(res *http.Response) (text string, html bool) {
-	body := make([]byte, maxAnswer)
-	n := 0
-	for n < len(body) {
-		m, err := res.Body.Read(body[n:])
-		n += m
-		if err != nil {
-			break
-		}
-	}
-	body = bytes.TrimSpace(body[:n])
-	if len(body) == 0 {
+	if res.ContentLength == 0 && !isHTML(res.Header) {
 		return "", false
 	}
+	body, _ := io.ReadAll(io.LimitReader(res.Body, maxAnswer)) // what is there of it must do
+	body = bytes.TrimSpace(body)
 	if isHTML(res.Header) || looksLikeHTML(body) {
 		return htmlMessage, true
+	}
+	if len(body) == 0 {
+		return "", false
 	}
 	var answer struct {
 		Message          json.RawMessage `json:"message"`
@@ -125,6 +121,12 @@ func message(res *http.Response) (text string, html bool) {
 		sentence = answer.Error
 	}
 	return limited(sentence, maxMessage), false
+}
+
+// meantByProxy says whether a status counts also if a proxy gives it with a page of its own: nginx answers so to a body that
+// is too large.
+func meantByProxy(code int) bool {
+	return code == http.StatusRequestEntityTooLarge || code == http.StatusTooManyRequests
 }
 
 func isHTML(h http.Header) bool {

@@ -99,6 +99,21 @@ func TestTroubleHoldsAllRequestsBack(t *testing.T) {
 	}
 }
 
+// nginx says "too large" and "too many" with a page.
+func TestPagesOfProxiesThatAreMeant(t *testing.T) {
+	for _, code := range []int{413, 429} {
+		c, _, _ := serveBreaking(t, time.Hour, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			w.WriteHeader(code)
+			_, _ = w.Write([]byte("<html></html>"))
+		})
+		for range 4 {
+			each(t.Context(), c)
+		}
+		require.Zero(t, c.Unreachable(), code)
+	}
+}
+
 func TestRefusalsHoldNothingBack(t *testing.T) {
 	for _, code := range []int{200, 202, 204, 400, 403, 404, 409, 410, 412, 416, 422, 429} {
 		c, _, _ := serveBreaking(t, time.Hour, status(code))

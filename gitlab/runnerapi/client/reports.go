@@ -73,8 +73,8 @@ func (r *UpdateResult) Outcome() UpdateOutcome {
 	}
 }
 
-// UpdateJob reports a job's state (PUT /jobs/:id). u.Token is the job's. The error is a *TransportError; every status is
-// a result.
+// UpdateJob reports a job's state (PUT /jobs/:id). u.Token is the job's. Every status is a result. The error is a
+// *TransportError, or a *StatusError for a page made for people with a status that only GitLab can give.
 func (c *Client) UpdateJob(ctx context.Context, jobID int64, u runnerapi.UpdateRequest) (*UpdateResult, error) {
 	res, err := c.sendJSON(ctx, &request{
 		lane: laneReport, timeout: reportTimeout, method: http.MethodPut, path: "jobs/" + strconv.FormatInt(jobID, 10),
@@ -84,7 +84,11 @@ func (c *Client) UpdateJob(ctx context.Context, jobID int64, u runnerapi.UpdateR
 		return nil, err
 	}
 	defer res.close()
-	return &UpdateResult{Report: c.report(res, res.StatusCode == http.StatusOK || res.StatusCode == http.StatusAccepted)}, nil
+	report, err := c.report(res, res.StatusCode == http.StatusOK || res.StatusCode == http.StatusAccepted)
+	if err != nil {
+		return nil, err
+	}
+	return &UpdateResult{Report: report}, nil
 }
 
 // PatchOutcome is what a PatchResult means.
@@ -136,8 +140,8 @@ type TraceBody interface {
 }
 
 // PatchTrace appends bytes to a job's trace (PATCH /jobs/:id/trace). start is the offset of the first byte, 0-based.
-// debug says that the trace may carry secrets (CI_DEBUG_TRACE). The body must not be empty. The error is a
-// *TransportError; every status is a result.
+// debug says that the trace may carry secrets (CI_DEBUG_TRACE). The body must not be empty. Results and errors are as those
+// of UpdateJob.
 func (c *Client) PatchTrace(ctx context.Context, jobID int64, token string, start int64, body TraceBody, debug bool) (*PatchResult, error) {
 	size := body.Size()
 	path := "jobs/" + strconv.FormatInt(jobID, 10) + "/trace"
@@ -157,7 +161,11 @@ func (c *Client) PatchTrace(ctx context.Context, jobID int64, token string, star
 		return nil, err
 	}
 	defer res.close()
-	result := &PatchResult{Report: c.report(res, res.StatusCode == http.StatusAccepted), Range: traceRange(res.Header.Get("Range"))}
+	report, err := c.report(res, res.StatusCode == http.StatusAccepted)
+	if err != nil {
+		return nil, err
+	}
+	result := &PatchResult{Report: report, Range: traceRange(res.Header.Get("Range"))}
 	if res.StatusCode == http.StatusRequestedRangeNotSatisfiable {
 		result.Range = max(result.Range, 0)
 	}
@@ -176,15 +184,20 @@ func traceRange(v string) int64 {
 	return n
 }
 
-func (c *Client) report(res *response, ok bool) Report {
+// report reads what an answer says. A page made for people is a *StatusError: a proxy's 403 must not end a job, nor its
+// 200 be taken for GitLab's. Where it means the same whoever says it (413, 429, 5xx) it is a result.
+func (c *Client) report(res *response, ok bool) (Report, error) {
+	e := res.statusError(c.now())
+	if e.HTML && e.Code < http.StatusInternalServerError && !meantByProxy(e.Code) {
+		return Report{}, e
+	}
 	r := Report{
 		Code:      res.StatusCode,
 		JobStatus: limited(res.Header.Get(runnerapi.HeaderJobStatus), 64),
 		Interval:  seconds(res.Header.Get(runnerapi.HeaderTraceUpdateInterval), maxInterval),
 	}
 	if !ok {
-		e := res.statusError(c.now())
 		r.Message, r.RetryAfter = e.Message, e.RetryAfter
 	}
-	return r
+	return r, nil
 }

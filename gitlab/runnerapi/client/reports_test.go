@@ -124,6 +124,34 @@ func TestPatchTraceOutcomes(t *testing.T) {
 	}
 }
 
+// A page made for people is nobody's word about a job, whatever its status and its headers say.
+func TestPagesAreNotReports(t *testing.T) {
+	for _, code := range []int{200, 202, 400, 403, 404, 409, 412, 416, 413, 429, 500, 503} {
+		for contentType, body := range map[string]string{"text/html": "", "application/json": "<!DOCTYPE html><html>", "": " \n<HTML>"} {
+			c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", contentType)
+				w.Header().Set("Job-Status", "canceled")
+				w.Header().Set("Range", "0-1000")
+				w.WriteHeader(code)
+				_, _ = io.WriteString(w, body)
+			})
+			result, err := c.UpdateJob(t.Context(), 42, runnerapi.UpdateRequest{Token: jobToken, State: "success"})
+			if code == 413 || code == 429 || code >= 500 { // those mean the same whoever says them
+				require.NoError(t, err)
+				require.Equal(t, code, result.Code)
+				continue
+			}
+			status := new(StatusError)
+			require.ErrorAs(t, err, &status)
+			require.True(t, status.HTML)
+			require.Equal(t, code, status.Code)
+			_, err = c.PatchTrace(t.Context(), 42, jobToken, 10, bytes.NewReader([]byte("hello")), true)
+			require.ErrorAs(t, err, &status)
+			require.ErrorContains(t, err, "/api/v4/jobs/42/trace: "+strconv.Itoa(code))
+		}
+	}
+}
+
 // What arrives is byte for byte the section, with the headers that GitLab reads.
 func TestPatchTraceBodies(t *testing.T) {
 	content := make([]byte, 3<<20)

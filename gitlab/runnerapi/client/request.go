@@ -124,7 +124,7 @@ func (r *response) close() {
 	switch now := r.now(); {
 	case r.broken != nil:
 		r.gate.failed(r.pass, now, 0, r.broken)
-	case r.StatusCode >= 500 || isHTML(r.Header):
+	case r.StatusCode >= 500 || isHTML(r.Header) && !meantByProxy(r.StatusCode):
 		r.gate.failed(r.pass, now, retryAfter(r.Header, now), fmt.Errorf("%s %s: %s", r.req.method, r.url, r.Status))
 	default:
 		r.gate.answered(r.pass, now, r.StatusCode)
