@@ -5,7 +5,8 @@ package allocation
 type account struct {
 	running  int32
 	standing int32 // in how many bands of the domain it waits
-	kept     bool  // it waited before and its account counts on as if it had not been away
+	parked   int32 // jobs below it that wait for their runner to be below its limit
+	kept     bool  // it waits all the time although it stands in no ranking: its account counts on
 	finish   int64 // slot-µs per weight that it has been charged; while it waits, its start tag
 	virtual  int64 // the virtual time of its children: what newcomers among them begin with
 	left     int64 // when it last began to be idle, µs

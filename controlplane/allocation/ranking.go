@@ -1,9 +1,39 @@
 package allocation
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // enqueue puts a waiting job where it belongs.
 func (s *Scheduler) enqueue(j *job) {
+	r := j.runner
+	j.place = int32(len(r.queue))
+	r.queue = append(r.queue, j)
+	if r.gated {
+		s.park(j, 1)
+		return
+	}
+	s.compete(j)
+}
+
+// park counts a job that begins (1) or ceases (-1) to wait for its runner to be below its limit.
+func (s *Scheduler) park(j *job, by int32) {
+	j.state = queued
+	if by > 0 {
+		j.state = parked
+	}
+	for n := j.project; n.parent != nil; n = n.parent {
+		a := n.account(j.runner.pool.domain)
+		a.parked += by
+		if a.parked == 0 && a.standing == 0 && a.kept && !s.keeping {
+			a.kept, a.left = false, s.now
+		}
+	}
+}
+
+// compete puts a job of a runner that is below its limit into its project's queue.
+func (s *Scheduler) compete(j *job) {
 	j.state, j.band = queued, s.bandOf(j)
 	switch s.settings.mode {
 	case GitLab:
@@ -18,50 +48,60 @@ func (s *Scheduler) enqueue(j *job) {
 	s.refreshUp(st)
 }
 
-// dequeue takes a job out of the queue that it is in, if it is in one.
+// dequeue takes a job out of the queues that it is in.
 func (s *Scheduler) dequeue(j *job) {
-	band, inQueue := j.band, j.pos != absent
+	ranked := j.pos != absent
 	s.remove(j)
-	if inQueue {
-		s.refreshUp(j.project.standing(band))
+	if ranked {
+		s.refreshUp(j.project.standing(j.band))
 	}
 }
 
 // remove does so without bringing the rankings up to date.
 func (s *Scheduler) remove(j *job) {
+	if j.place != absent {
+		queue, last := j.runner.queue, len(j.runner.queue)-1
+		queue[j.place] = queue[last]
+		queue[j.place].place = j.place
+		queue[last] = nil
+		j.runner.queue, j.place = queue[:last], absent
+	}
+	if j.state == parked {
+		s.park(j, -1)
+	}
 	if j.pos != absent {
 		j.project.standing(j.band).jobs.remove(j)
-		return
-	}
-	for i, p := range j.runner.parked {
-		if p == j {
-			j.runner.parked = append(j.runner.parked[:i], j.runner.parked[i+1:]...)
-			return
-		}
 	}
 }
 
+// dequeueAll takes a runner's jobs out of the queues and returns them.
 func (s *Scheduler) dequeueAll(r *runner) []*job {
-	var all []*job
-	for _, j := range s.jobs {
-		if j.runner == r && (j.state == queued || j.state == parked) {
-			s.dequeue(j)
-			all = append(all, j)
-		}
+	all := slices.Clone(r.queue)
+	for _, j := range all {
+		s.dequeue(j)
 	}
 	return all
 }
 
-// unpark lets the jobs compete again that waited for their runner to be below its limit.
-func (s *Scheduler) unpark(r *runner) {
-	if len(r.parked) == 0 || r.limit > 0 && r.leases >= r.limit {
+// gate takes a runner's jobs out of the ranking when it reaches its limit, and brings them back when it is below. What
+// their projects have used stays as it is: they wait all the time. It costs O(log n) for each waiting job of the runner.
+func (s *Scheduler) gate(r *runner) {
+	full := r.limit > 0 && r.leases >= r.limit
+	if full == r.gated {
 		return
 	}
-	for _, j := range r.parked {
-		s.enqueue(j)
+	r.gated = full
+	for _, j := range r.queue {
+		if !full {
+			s.compete(j)
+			s.park(j, -1)
+			continue
+		}
+		s.park(j, 1)
+		st := j.project.standing(j.band)
+		st.jobs.remove(j)
+		s.refreshUp(st)
 	}
-	clear(r.parked)
-	r.parked = r.parked[:0]
 }
 
 // refreshUp brings a standing and those above it up to date.
@@ -152,7 +192,7 @@ func (s *Scheduler) exit(st *standing, domain int) {
 		above := n.parent.account(domain)
 		above.waitingWeight -= n.limits.weight
 		above.waitingRunning -= int64(a.running)
-		a.left, a.kept = s.now, s.keeping
+		a.left, a.kept = s.now, s.keeping || a.parked > 0
 		s.refreshOthers(n.parent, st.up, domain)
 	}
 }
@@ -335,22 +375,34 @@ func (s *Scheduler) join(a, b *pool) {
 func (s *Scheduler) rebuild(change func()) {
 	s.keeping = true
 	var waiting []*job
-	for _, j := range s.jobs {
-		if j.state == queued || j.state == parked {
-			s.dequeue(j)
-			waiting = append(waiting, j)
-		}
+	for _, r := range s.runners {
+		waiting = append(waiting, s.dequeueAll(r)...)
 	}
 	for _, r := range s.runners {
 		s.want(r, 0)
 	}
 	s.keeping = false
 	change()
+	for _, r := range s.runners {
+		s.gate(r)
+	}
 	for _, j := range waiting {
 		s.enqueue(j)
 	}
 	for _, r := range s.runners {
 		s.want(r, r.wants)
+	}
+	s.kept()
+}
+
+// kept ends the keeping of accounts of nodes that did not come back after all.
+func (s *Scheduler) kept() {
+	for _, n := range s.nodes {
+		for d := range n.accounts {
+			if a := &n.accounts[d]; a.standing == 0 && a.parked == 0 && a.kept {
+				a.kept, a.left = false, s.now
+			}
+		}
 	}
 }
 

@@ -110,7 +110,8 @@ type runner struct {
 	claims     []lease
 	leases     int
 	waiting    int
-	parked     []*job // waiting while the runner is at its limit
+	queue      []*job // that wait and are not held
+	gated      bool   // it is at its limit: its queue is in no ranking
 	retired    bool
 }
 
@@ -145,7 +146,8 @@ type job struct {
 	state    state
 	since    int64
 	order    int64
-	pos      int32
+	pos      int32 // in its project's queue
+	place    int32 // in its runner's
 	lease    lease
 }
 
@@ -206,10 +208,11 @@ func (s *Scheduler) SetRunner(now time.Time, r Runner) {
 			s.enqueue(j)
 		}
 		s.want(known, known.wants)
+		s.kept()
 	}
 	known.limit = s.runnerLimit(known)
 	s.leafChanged(known)
-	s.unpark(known)
+	s.gate(known)
 }
 
 // RemoveRunner ends a runner's claiming. What it has running or waiting goes on; it is forgotten after that.
@@ -311,6 +314,7 @@ func (s *Scheduler) StartClaim(now time.Time, runner string) error {
 	}
 	s.served(b)
 	s.refreshChain(r.leaf)
+	s.gate(r)
 	return nil
 }
 
@@ -329,7 +333,7 @@ func (s *Scheduler) EndClaim(now time.Time, runner string) error {
 	r.leases--
 	s.settle(l.leaf, nil, &l)
 	s.refreshChain(l.leaf)
-	s.unpark(r)
+	s.gate(r)
 	s.forgetRunner(r)
 	return nil
 }
@@ -354,9 +358,12 @@ func (s *Scheduler) Arrive(now time.Time, w Job) error {
 		s.dequeue(j)
 		s.keeping = false
 		s.countWaiting(j, -1)
-		since := j.since
+		since, project := j.since, j.project
 		s.describe(j, &w, r)
 		j.since = since
+		if j.project != project {
+			defer s.kept()
+		}
 	}
 	if !w.Since.IsZero() {
 		j.since = w.Since.UnixMicro()
@@ -376,7 +383,7 @@ func (s *Scheduler) newJob(w *Job, r *runner) *job {
 	} else {
 		j = new(job)
 	}
-	*j = job{key: w.Key(), pos: absent}
+	*j = job{key: w.Key(), pos: absent, place: absent}
 	s.describe(j, w, r)
 	s.jobs[j.key] = j
 	return j
@@ -468,6 +475,7 @@ func (s *Scheduler) Start(now time.Time, k JobKey) error {
 	j.lease.cost = scale(j.project.lengths.expect(j.name, s.settings.firstGuess), j.lease.factor)
 	s.take(j, s.now, s.bandOf(j), false)
 	s.refreshChains(j.project, r.leaf)
+	s.gate(r)
 	s.leafChanged(r)
 	return nil
 }
@@ -513,7 +521,6 @@ func (s *Scheduler) Resume(now time.Time, w Job, started time.Time) error {
 	j := s.jobs[w.Key()]
 	s.countWaiting(j, 1)
 	b := s.bandOf(j)
-	j.state = parked // in no queue
 	cost, charged := s.restored.take(j.key)
 	if !charged {
 		cost = scale(j.project.lengths.expect(j.name, s.settings.firstGuess), j.lease.factor)
@@ -521,6 +528,7 @@ func (s *Scheduler) Resume(now time.Time, w Job, started time.Time) error {
 	j.lease.cost = cost
 	s.take(j, started.UnixMicro(), b, charged)
 	s.refreshChains(j.project, r.leaf)
+	s.gate(r)
 	return nil
 }
 
@@ -566,7 +574,7 @@ func (s *Scheduler) leave(now time.Time, k JobKey, verb string) (*job, error) {
 	}
 	s.settle(j.project, j.lease.leaf, &j.lease)
 	s.refreshChains(j.project, j.lease.leaf)
-	s.unpark(r)
+	s.gate(r)
 	s.leafChanged(r)
 	return j, nil
 }
@@ -580,28 +588,20 @@ func (s *Scheduler) Next(now time.Time, pools ...string) (Decision, bool) {
 	for i := 1; i < len(pools); i++ {
 		s.join(s.pool(pools[0]), s.pool(pools[i]))
 	}
-	for {
-		st := s.choose(pools)
-		if st == nil {
-			return Decision{}, false
-		}
-		if len(st.jobs) == 0 {
-			return Decision{Runner: st.node.name, Claim: true}, true
-		}
-		j := st.jobs[0]
-		if r := j.runner; r.limit > 0 && r.leases >= r.limit {
-			s.dequeue(j)
-			j.state = parked
-			r.parked = append(r.parked, j)
-			continue
-		}
-		return Decision{Runner: j.runner.Name, Job: j.key}, true
+	st := s.choose(pools, true)
+	switch {
+	case st == nil:
+		return Decision{}, false
+	case len(st.jobs) == 0:
+		return Decision{Runner: st.node.name, Claim: true}, true
 	}
+	return Decision{Runner: st.jobs[0].runner.Name, Job: st.jobs[0].key}, true
 }
 
-// choose returns who is first: a project with its first job, or a runner that may claim.
-func (s *Scheduler) choose(pools []string) *standing {
-	patient := s.patient(pools)
+// choose returns who is first: a project with its first job, or a runner that may claim. Note says whether classes that
+// are passed over begin to count their patience.
+func (s *Scheduler) choose(pools []string, note bool) *standing {
+	patient := s.patient(pools, note)
 	for rank := range MaxClass + 2 {
 		if rank > committed && patient != nil {
 			return patient
@@ -624,7 +624,7 @@ func (s *Scheduler) choose(pools []string) *standing {
 }
 
 // patient returns who is first in the lowest class that higher ones have kept from its turn for long enough.
-func (s *Scheduler) patient(pools []string) *standing {
+func (s *Scheduler) patient(pools []string, note bool) *standing {
 	var patient *standing
 	higher := false
 	for rank := committed + 1; rank <= MaxClass+1; rank++ {
@@ -637,9 +637,13 @@ func (s *Scheduler) patient(pools []string) *standing {
 			st := s.first(p.bands[rank])
 			switch {
 			case st == nil || !higher:
-				p.starving[rank] = 0
+				if note {
+					p.starving[rank] = 0
+				}
 			case p.starving[rank] == 0:
-				p.starving[rank] = s.now
+				if note {
+					p.starving[rank] = s.now
+				}
 			case s.now-p.starving[rank] >= s.settings.classPatience:
 				patient = st
 			}

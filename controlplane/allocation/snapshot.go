@@ -214,11 +214,7 @@ func (s *Scheduler) restart() {
 		return
 	}
 	s.restored = nil
-	for _, n := range s.nodes {
-		for d := range n.accounts {
-			n.accounts[d].kept = false
-		}
-	}
+	s.kept()
 }
 
 // Restore brings back what Snapshot returned, into a scheduler that is new. SetRunner, Want, Arrive and Resume then make
