@@ -56,7 +56,8 @@ func (l *loop) setLease(span time.Duration) {
 }
 
 // renewLeases tells the jobs that run how long they may, and sets the clock for the first of them. Jobs have the same limit
-// for themselves; they are told when a quarter of it has gone by, so that they need not be woken at each ping.
+// for themselves; they are told when a quarter of it has gone by, so that they need not be woken at each ping, and when
+// there is no session any more, because then it is what counts.
 func (l *loop) renewLeases() {
 	v := &l.lease
 	var first time.Time
@@ -66,7 +67,7 @@ func (l *loop) renewLeases() {
 			continue
 		}
 		known := v.of(ref)
-		if gained := until.Sub(known.passed); gained < 0 || gained >= until.Sub(v.acked)/4 {
+		if gained := until.Sub(known.passed); gained < 0 || gained >= until.Sub(v.acked)/4 || l.link == nil && gained > 0 {
 			known.passed = until
 			job.Lease(until)
 		}

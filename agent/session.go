@@ -148,6 +148,7 @@ func (l *loop) again(err error, lasted bool) {
 func (l *loop) disconnect(err error) {
 	lasted := l.session.welcomed && time.Since(l.session.began) >= steady
 	l.closeLink()
+	l.renewLeases()
 	l.again(err, lasted)
 }
 
