@@ -90,6 +90,7 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 		}
 	}
 	d.awaitLocked(a)
+	d.returnedLocked(a)
 	d.serveAgentLocked(a)
 }
 

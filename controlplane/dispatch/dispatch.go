@@ -113,6 +113,8 @@ type Dispatcher struct {
 	agents  map[string]*agent
 	jobs    map[int64]*job
 	// inserting are the jobs that are being stored.
+	// awaited are the jobs that wait for an agent to come back, by its id.
+	awaited map[string][]*job
 	inserting map[gitLabJob]bool
 }
 
@@ -146,6 +148,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		jobs:    make(map[int64]*job),
 
 		inserting: make(map[gitLabJob]bool),
+		awaited:   make(map[string][]*job),
 	}
 	d.stopping, d.stop = context.WithCancel(context.Background())
 	for _, r := range cfg.Runners {
@@ -209,7 +212,7 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 	l := life{agent: row.Agent}
 	switch row.State {
 	case store.JobClaimed:
-		l = life{phase: confirming, payload: true, ran: true}
+		l = life{phase: confirming, payload: true, ran: true, found: true}
 		if r.pool == nil {
 			_ = l.conclude(fmt.Sprintf("runner %q is no longer configured in the control plane", row.Runner), runnerapi.ReasonRunnerSystem)
 		}
@@ -230,6 +233,9 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if l.agent != "" {
+	if j.life.phase == confirming {
+		d.awaitedLocked(j)
+	}
 		a := d.agentLocked(l.agent, d.cfg.AgentName(l.agent))
 		if a.lastSeen.IsZero() { // nothing is known of the time before
 			a.lastSeen, a.unheard = time.Now(), true

@@ -179,7 +179,7 @@ func (d *Dispatcher) drive(j *job) {
 
 func (k actionKind) takesTime() bool {
 	switch k {
-	case actReoffer, actPending, actRun, actStart, actFinish, actReport, actLoss, actDelete:
+	case actReoffer, actPending, actRun, actStart, actAdopt, actFinish, actReport, actLoss, actDelete:
 		return true
 	}
 	return false
@@ -236,6 +236,11 @@ func (d *Dispatcher) perform(ctx context.Context, j *job, epoch int64, a action)
 		return d.askGitLab(ctx, j, runnerapi.StateRunning, askPatience), true
 	case actStart:
 		if err := d.start(ctx, j, epoch); err != nil {
+			return event{kind: evLost, reason: err.Error()}, true
+		}
+		return event{kind: evStarted}, true
+	case actAdopt:
+		if err := d.adopt(ctx, j, a.epoch, epoch, a.agent); err != nil {
 			return event{kind: evLost, reason: err.Error()}, true
 		}
 		return event{kind: evStarted}, true

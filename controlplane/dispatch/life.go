@@ -86,6 +86,8 @@ const (
 	evPending                   // answer to PUT state=pending
 	evRunning                   // answer to PUT state=running
 	evStarted                   // the start is persisted and the trace is open
+	evBegun                     // agent has begun the job in an epoch of which the store knows no start; see adopt.go
+	evReturned                  // the agent is back that the job waited for
 	evFinished                  // the result is persisted, or cannot be
 	evCancel                    // GitLab wants the job stopped
 	evReported                  // GitLab has the result, or wants nothing more
@@ -109,7 +111,8 @@ type action struct {
 	result store.Result
 	cancel cancelMode
 	reason string
-	probe  bool // actPending: the start waits for it
+	probe  bool  // actPending: the start waits for it
+	epoch  int64 // actAdopt: what the store knows
 }
 
 type actionKind int
@@ -121,6 +124,7 @@ const (
 	actPending                       // PUT state=pending; answered by evPending
 	actRun                           // PUT state=running; answered by evRunning
 	actStart                         // persist the start, open the trace; answered by evStarted
+	actAdopt                         // persist that agent has begun the job, epoch being what the store knows; answered by evStarted
 	actSendStart                     // tell the agent to begin
 	actSendCancel                    // tell the agent to stop
 	actAck                           // tell the agent that its report is durable
@@ -160,6 +164,10 @@ type life struct {
 	unreported bool // GitLab wants nothing more of the job
 	payload    bool // the payload may still be needed
 	truncated  bool // nobody will send more of the trace
+	found      bool // it was in the store, unstarted, when the control plane was started
+	awaits     bool // the agent that it was meant for then has not been heard of
+	adopting   bool // that an agent has begun it is being written down
+	adopted    bool // an agent had begun it, so it needs nothing more for that
 	unsaved    bool // the store has no room for the result; the agent is not told that it is safe
 
 	wakeAt   time.Time      // next evTick; zero for none
@@ -202,6 +210,10 @@ func (l *life) step(now time.Time, ev event) []action {
 		return l.running(now, ev)
 	case evStarted:
 		return l.begun()
+	case evBegun:
+		return l.adopt(ev)
+	case evReturned:
+		return l.returned(now)
 	case evFinished:
 		return l.done(ev)
 	case evCancel:
@@ -365,7 +377,7 @@ func (l *life) pending(now time.Time, ev event) []action {
 	case ev.verdict == verdictRetry:
 		l.wakeAt = now.Add(l.backoff(ev.retry))
 	default:
-		return l.place(now, 0)
+		return l.place(now, l.patience())
 	}
 	return nil
 }
@@ -427,7 +439,7 @@ func (l *life) refuse(why string, reason runnerapi.FailureReason) []action {
 
 // conclude ends a job with a result of the control plane's own.
 func (l *life) conclude(why string, reason runnerapi.FailureReason) []action {
-	l.phase, l.truncated = finished, true
+	l.phase, l.truncated, l.adopting = finished, true, false
 	l.asked, l.slot, l.wakeAt = false, false, time.Time{}
 	l.result = &store.Result{
 		State: runnerapi.StateFailed, FailureReason: string(reason), Message: lastLine + why, TraceLength: relay.TraceUnknown,
@@ -458,6 +470,7 @@ func (l *life) end(why string) []action {
 }
 
 func (l *life) begun() []action {
+	l.adopting = false
 	if l.phase != started {
 		return nil
 	}

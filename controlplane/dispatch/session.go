@@ -229,6 +229,9 @@ func (d *Dispatcher) helloLocked(s *session, id, name string, h *fleetv1.Hello) 
 		d.detachLocked(a, old)
 		a = d.agentLocked(id, name) // it was forgotten if it held nothing
 	}
+	if d.adoptLocked(a, h) {
+		return status.Error(codes.Unavailable, "the control plane writes down a job that it finds begun on this agent; come back in a moment")
+	}
 	s.agent = a
 	s.out.widen(outgoingPerJob * (int(h.GetSlots()) + len(h.GetJobs())))
 	d.attachLocked(a, s, h)

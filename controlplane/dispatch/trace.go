@@ -169,7 +169,7 @@ func (d *Dispatcher) GetJob(ctx context.Context, req *fleetv1.GetJobRequest) (*f
 	ref := req.GetRef()
 	d.mu.Lock()
 	j := d.heldByLocked(id, ref)
-	mine := j != nil && j.life.phase >= offered && j.life.phase <= started
+	mine := j != nil && j.life.phase >= offered && j.life.phase <= started && !j.life.adopted
 	d.mu.Unlock()
 	if !mine {
 		return nil, status.Errorf(codes.NotFound, "job %d, epoch %d is not held by this agent", ref.GetJob(), ref.GetEpoch())
