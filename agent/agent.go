@@ -89,7 +89,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	if a.room == nil {
-		a.room = a.dir.Room
+		a.room = func() error { return a.dir.Room(a.config.Spool.MinFree) }
 	}
 	known := make(map[string]executors.Executor)
 	for _, x := range a.config.Executors {
@@ -105,6 +105,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.jobs = &supervisor.Config{
 		Jobs: a.dir.Jobs(), Fleet: hex.EncodeToString(fleet[:4]), JobBinary: a.config.JobBinary, Executors: known,
 		Fetch: a.fetch, Sign: a.sign, Traces: a.traces, Events: a.events, Log: a.log,
+		TraceShare: a.config.Spool.share(a.config.Slots),
 	}
 	recovered, err := supervisor.Recover(ctx, a.jobs, a.tasks.Go)
 	if err != nil {

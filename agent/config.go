@@ -50,7 +50,9 @@ type Config struct {
 	JobBinary string
 	// Executors are the places where jobs run; at least one, with different names.
 	Executors []executors.Executor
-	Log       *slog.Logger
+	// Spool limits what traces take of the disk.
+	Spool Spool
+	Log   *slog.Logger
 }
 
 // check returns the first mistake in c and fills in what has a default.
@@ -65,6 +67,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("slots is %d: it must be 1 to %d", c.Slots, MaxSlots)
 	}
 	if err := CheckLabels(c.Labels); err != nil {
+		return err
+	}
+	if err := c.Spool.check(c.Slots); err != nil {
 		return err
 	}
 	if c.Name == "" {

@@ -16,5 +16,8 @@ func (a *Agent) Sign(ctx context.Context, ref ledger.Ref, r folder.CacheRequest)
 // Features is what GitLab is told.
 func Features(executor runnerapi.Features) runnerapi.Features { return features(executor) }
 
+// SetSpool limits the traces. It is for before Run.
+func (a *Agent) SetSpool(s Spool) { a.config.Spool = s }
+
 // SetRoom replaces the look at the disk. It is for before Run.
 func (a *Agent) SetRoom(room func() error) { a.room = room }

@@ -259,9 +259,12 @@ func valid(text string, n int) string {
 	return strings.ToValidUTF8(text[:min(len(text), n)], "")
 }
 
-// checkRoom looks at the disk; while it is full, no jobs are taken.
+// checkRoom looks at the disk and at what traces take of it; while there is no room, no jobs are taken.
 func (l *loop) checkRoom() {
 	err := l.room()
+	if err == nil {
+		err = l.spoolRoom()
+	}
 	switch {
 	case err != nil && l.full == nil:
 		l.log.Warn("taking no jobs until there is room", "err", err)

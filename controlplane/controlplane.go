@@ -51,6 +51,8 @@ type Config struct {
 	Runners  []Runner
 	// PingPeriod, StopAfter and LostAfter are dispatch's; 0 takes its defaults.
 	PingPeriod, StopAfter, LostAfter time.Duration
+	// SpoolMaxSize and SpoolMinFree are the relay's MaxBytes and MinFree; 0 takes its defaults.
+	SpoolMaxSize, SpoolMinFree int64
 	// TracePace is the relay's Pace: how long output waits at most until it is sent to GitLab; 0 obeys GitLab.
 	TracePace time.Duration
 	Logger    *slog.Logger
@@ -121,7 +123,7 @@ func (s *Server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.relay, err = relay.New(relay.Options{Dir: filepath.Join(s.cfg.Data, spoolDir), Events: s.dispatch, Pace: s.cfg.TracePace, Logger: s.log}); err != nil {
+	if s.relay, err = relay.New(relay.Options{Dir: filepath.Join(s.cfg.Data, spoolDir), Events: s.dispatch, Pace: s.cfg.TracePace, MaxBytes: s.cfg.SpoolMaxSize, MinFree: s.cfg.SpoolMinFree, Logger: s.log}); err != nil {
 		return err
 	}
 	for i, r := range s.cfg.Runners {

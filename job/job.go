@@ -178,6 +178,7 @@ func (j *Job) Run() folder.Result {
 	result := folder.Result{StartedAt: j.startedAt}
 	masker, warnings, err := j.read()
 	w := trace.NewWriter(j.Trace, j.Spec.PrefixLength, j.Spec.PrefixCRC32, j.Spec.OutputLimit, j.Grown)
+	w.LimitReason(j.Spec.OutputLimitReason)
 	var end *failure
 	out, outErr := newOutput(masker, w)
 	if outErr != nil {

@@ -64,8 +64,8 @@ func TestOpenSaysWhatToDoWhenItCannot(t *testing.T) {
 func TestRoom(t *testing.T) {
 	const mib, gib = 1 << 20, 1 << 30
 	for name, tc := range map[string]struct {
-		free, size, freeInodes, inodes uint64
-		want                           string
+		free, size, freeInodes, inodes, least uint64
+		want                                  string
 	}{
 		"plenty":                        {free: 50 * gib, size: 100 * gib, freeInodes: 1e6, inodes: 2e6},
 		"1 % of 50 GiB":                 {free: 511 * mib, size: 50 * gib, want: "511 MiB are free, 512 MiB are needed"},
@@ -75,10 +75,12 @@ func TestRoom(t *testing.T) {
 		"small filesystem":              {free: 20 * mib, size: 100 * mib},
 		"small filesystem, nearly full": {free: 9 * mib, size: 100 * mib, want: "10 MiB are needed"},
 		"no inodes":                     {free: 50 * gib, size: 100 * gib, freeInodes: 999, inodes: 1e6, want: "999 free inodes"},
+		"as much as is asked for":       {free: 3 * gib, size: 900 * gib, least: 4 * gib, want: "4096 MiB are needed"},
+		"as little as is asked for":     {free: 5 * mib, size: 900 * gib, least: 5 * mib},
 		"inodes unlimited":              {free: 50 * gib, size: 100 * gib},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := room("/data", tc.free, tc.size, tc.freeInodes, tc.inodes)
+			err := room("/data", tc.free, tc.size, tc.freeInodes, tc.inodes, tc.least)
 			if tc.want == "" {
 				require.NoError(t, err)
 			} else {
@@ -88,6 +90,6 @@ func TestRoom(t *testing.T) {
 	}
 	d, err := Open(t.Context(), t.TempDir())
 	require.NoError(t, err)
-	_ = d.Room() // whatever it says: it must not fail to look
+	_ = d.Room(0) // whatever it says: it must not fail to look
 	require.NoError(t, d.Close())
 }

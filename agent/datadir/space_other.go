@@ -3,4 +3,4 @@
 package datadir
 
 // Room returns nil: free space is looked at on Linux only.
-func (d *Dir) Room() error { return nil }
+func (d *Dir) Room(int64) error { return nil }

@@ -181,7 +181,8 @@ func (w *work) appendSuffix(text string) error {
 			text = "\n" + text
 		}
 	}
-	text = cut(text, int(max(0, w.outputLimit()-size)))
+	limit, _ := w.outputLimit()
+	text = cut(text, int(max(0, limit-size)))
 	if err := w.folder.WriteSuffix([]byte(text)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}

@@ -248,7 +248,8 @@ func (w *work) open() (*prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &prefix{file: file, limit: w.outputLimit(), grown: w.grown}
+	limit, _ := w.outputLimit()
+	p := &prefix{file: file, limit: limit, grown: w.grown}
 	if w.recovered {
 		if err := p.takeUp(w.trace); err != nil {
 			return nil, errors.Join(err, file.Close())
@@ -270,11 +271,16 @@ func (w *work) mkdir(path string) error {
 	return nil
 }
 
-func (j *Job) outputLimit() int64 {
-	if j.Intent.OutputLimit > 0 {
-		return j.Intent.OutputLimit
+// outputLimit is the greatest length of the trace; reason is for users, if the limit is not the runner's.
+func (j *Job) outputLimit() (limit int64, reason string) {
+	limit = j.Intent.OutputLimit
+	if limit <= 0 {
+		limit = defaultOutputLimit
 	}
-	return defaultOutputLimit
+	if share := j.config.TraceShare; share > 0 && share < limit {
+		return share, fmt.Sprintf("That is the share of one slot in this agent's spool.max_size; the runner's output_limit is %d bytes.", limit)
+	}
+	return limit, ""
 }
 
 // spec describes the job's environment; job is nil for Recover.
@@ -319,8 +325,9 @@ func (w *work) writeSpec(p *prefix, payload []byte) error {
 		return fmt.Errorf("write the trace: %w", err)
 	}
 	i := w.intent
+	limit, reason := w.outputLimit()
 	spec := folder.Spec{
-		Job: i.Job, Epoch: i.Epoch, PrefixLength: p.length, PrefixCRC32: p.crc, OutputLimit: w.outputLimit(),
+		Job: i.Job, Epoch: i.Epoch, PrefixLength: p.length, PrefixCRC32: p.crc, OutputLimit: limit, OutputLimitReason: reason,
 		Executor: i.Executor, Runner: w.runner(),
 		ConcurrentID: i.ConcurrentID, ConcurrentProjectID: i.ConcurrentProjectID,
 	}

@@ -39,6 +39,9 @@ type Config struct {
 	Sign func(ctx context.Context, ref ledger.Ref, r folder.CacheRequest) folder.CacheAnswer
 	// Traces sends them.
 	Traces *tracestream.Sender
+	// TraceShare is the most that one job's trace may have of this host's disk, in bytes, if that is less than its runner
+	// allows; 0: there is no such limit.
+	TraceShare int64
 	// Events takes what happens. It must take it: jobs wait.
 	Events chan<- Event
 	Log    *slog.Logger

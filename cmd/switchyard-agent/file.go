@@ -29,6 +29,7 @@ type file struct {
 	Labels    map[string]string `yaml:"labels"`
 	Name      string            `yaml:"name"`
 	JobBinary string            `yaml:"job_binary"`
+	Spool     spoolFile         `yaml:"spool"`
 	Executors executorsFile     `yaml:"executors"`
 }
 
@@ -98,9 +99,10 @@ func (s *shellFile) limits() (shell.Limits, error) {
 
 // The keys of each mapping with fixed keys, by its path.
 var fileKeys = map[string][]string{
-	"":                 {"data", "executors", "job_binary", "labels", "name", "server", "slots", "token_file"},
+	"":                 {"data", "executors", "job_binary", "labels", "name", "server", "slots", "spool", "token_file"},
 	"executors":        {"docker", "shell"},
 	"executors.docker": config.Keys(),
+	"spool":            {"max_size", "min_free"},
 	"executors.shell":  {"builds_dir", "cache_dir", "cpus", "custom_build_dir", "memory", "run_as", "shell"},
 }
 

@@ -43,7 +43,9 @@ type flags struct {
 	Slots     int               `help:"Jobs that may run at once (the number of CPUs)." placeholder:"N"`
 	Label     map[string]string `help:"Label by which runners select agents; may be repeated." placeholder:"KEY=VALUE" mapsep:"none"`
 	Name      string            `help:"What the agent is called (the host's name). A name that is taken gets a suffix." placeholder:"NAME"`
-	Config    string            `help:"YAML file with the same settings: server, token_file, data, slots, labels, name, job_binary, executors. Flags win." placeholder:"FILE"`
+	Config    string            `help:"YAML file with the same settings: server, token_file, data, slots, labels, name, job_binary, spool, executors. Flags win." placeholder:"FILE"`
+	SpoolMax  string            `name:"spool-max-size" help:"What all traces together may take of the disk, for example 2g (no limit)." placeholder:"SIZE"`
+	SpoolFree string            `name:"spool-min-free" help:"What must be free on the data folder's disk to take a job (1%, at least 100m, at most 1g)." placeholder:"SIZE"`
 	JobBinary string            `help:"Path of switchyard-job (beside this program, or in PATH)." placeholder:"FILE"`
 	LogLevel  string            `help:"debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
 	LogFormat string            `help:"auto, text or json; auto is coloured text on a terminal." default:"auto" enum:"auto,text,json"`
@@ -70,6 +72,8 @@ func (f *flags) settings() (*settings, error) {
 	override(&s.Data, f.Data)
 	override(&s.Name, f.Name)
 	override(&s.JobBinary, f.JobBinary)
+	override(&s.Spool.MaxSize, f.SpoolMax)
+	override(&s.Spool.MinFree, f.SpoolFree)
 	override(&s.Slots, f.Slots)
 	for k, v := range f.Label {
 		if s.Labels == nil {
@@ -111,9 +115,13 @@ func (s *settings) config(log *slog.Logger) (agent.Config, error) {
 	if err != nil {
 		return agent.Config{}, err
 	}
+	spool, err := s.Spool.limits()
+	if err != nil {
+		return agent.Config{}, err
+	}
 	return agent.Config{
 		Server: s.Server, Data: data, Name: s.Name, Slots: s.Slots, Labels: s.Labels, Token: s.token(log), JobBinary: job,
-		Executors: places, Log: log,
+		Executors: places, Spool: spool, Log: log,
 	}, nil
 }
 

@@ -47,6 +47,8 @@ func TestUsageErrors(t *testing.T) {
 		"unknown flag --serve":                       {"--serve", "h:1"},
 		`server "https://h:1": it must be HOST:PORT`: {"--server", "https://h:1", "--job-binary", bin},
 		"slots is -1":                                {"--server", "h:1", "--slots=-1", "--job-binary", bin},
+		`spool.max_size: "much" is no size`:          {"--server", "h:1", "--spool-max-size", "much", "--job-binary", bin},
+		"give each at least 1 MiB":                   {"--server", "h:1", "--slots=9", "--spool-max-size", "8m", "--job-binary", bin},
 		`label "a b"`:                                {"--server", "h:1", "--label", "a b=c", "--job-binary", bin},
 		`expected "<key>=<value>"`:                   {"--server", "h:1", "--label", "os", "--job-binary", bin},
 		`job binary "/no/such/file"`:                 {"--server", "h:1", "--job-binary", "/no/such/file"},
@@ -188,7 +190,7 @@ executors:
 
 func TestMistakesInTheFileAreNamedWithTheirLine(t *testing.T) {
 	for text, want := range map[string]string{
-		"server: a:1\nslot: 3\n":                                             "agent.yaml:2: unknown key \"slot\"; known here are data, executors, job_binary, labels, name, server, slots, token_file",
+		"server: a:1\nslot: 3\n":                                             "agent.yaml:2: unknown key \"slot\"; known here are data, executors, job_binary, labels, name, server, slots, spool, token_file",
 		"executors:\n  ssh: {}\n":                                            "agent.yaml:2: unknown key \"ssh\"; known here are docker, shell",
 		"executors:\n  docker:\n    mem: 1g\n":                               "agent.yaml:3: unknown key \"mem\"; known here are allowed_images, ",
 		"executors:\n  docker:\n    memory: x\n    services:\n    - name:\n": "agent.yaml:3: executors.docker: memory: \"x\" is no size",

@@ -79,7 +79,8 @@ func (c *serveCmd) Run(ctx context.Context, std streams) error {
 func serve(ctx context.Context, cfg *config.Config, data string, log *slog.Logger) error {
 	// While another control plane leads in the database, this waits: nobody is to find it at its address meanwhile.
 	plane, err := controlplane.Open(ctx, controlplane.Config{
-		Data: data, Database: cfg.Database, Runners: cfg.Runners, PingPeriod: cfg.PingPeriod, StopAfter: cfg.StopAfter, LostAfter: cfg.LostAfter, Logger: log,
+		Data: data, Database: cfg.Database, Runners: cfg.Runners, PingPeriod: cfg.PingPeriod, StopAfter: cfg.StopAfter, LostAfter: cfg.LostAfter,
+		SpoolMaxSize: cfg.Spool.MaxSize, SpoolMinFree: cfg.Spool.MinFree, Logger: log,
 	})
 	if err != nil {
 		return fmt.Errorf("start the control plane: %w", err)

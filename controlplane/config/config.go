@@ -36,6 +36,7 @@ type Config struct {
 	// Database is empty for a file in the data folder.
 	Database Database
 	Runners  []Runner
+	Spool    Spool
 	// PingPeriod, StopAfter and LostAfter are 0 if the file leaves them to the control plane.
 	PingPeriod, StopAfter, LostAfter time.Duration
 }
@@ -114,6 +115,7 @@ func (r *reader) config(root *yaml.Node) *Config {
 		"listen":      func(n *yaml.Node, p string) { c.Listen = r.listen(n, p) },
 		"data":        func(n *yaml.Node, p string) { c.Data = r.dataFolder(n, p) },
 		"database":    func(n *yaml.Node, p string) { c.Database = r.database(n, p) },
+		"spool":       func(n *yaml.Node, p string) { c.Spool = r.spool(n, p) },
 		"ping_period": func(n *yaml.Node, p string) { c.PingPeriod = r.duration(n, p, time.Second, 25*time.Second) },
 		"lease":       func(n *yaml.Node, p string) { c.StopAfter, c.LostAfter = r.fleetLease(n, p) },
 		"runners": func(n *yaml.Node, p string) {

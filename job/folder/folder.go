@@ -68,6 +68,8 @@ type Spec struct {
 	PrefixElsewhere bool `json:"prefix_elsewhere,omitempty"`
 	// OutputLimit is the greatest length of the whole trace in bytes, without the notice that says it was reached.
 	OutputLimit int64 `json:"output_limit"`
+	// OutputLimitReason is a line for the notice, of at most 1 KiB, if the limit is not the runner's.
+	OutputLimitReason string `json:"output_limit_reason,omitempty"`
 
 	Executor string `json:"executor"`
 	Hostname string `json:"hostname"`

@@ -127,3 +127,14 @@ func TestStamps(t *testing.T) {
 	require.Equal(t, stamp+"01O+end\n", string(s.Flush(nil)))
 	require.Empty(t, s.Flush(nil))
 }
+
+func TestTheNoticeSaysWhoseLimitItIs(t *testing.T) {
+	var b bytes.Buffer
+	w := trace.NewWriter(&b, 0, 0, 10, func(int64) {})
+	w.LimitReason("That is the agent's.")
+	w.Write([]byte("0123456789 and more"))
+	w.Close()
+	require.Equal(t, "0123456789\n\x1b[33;1mJob's log exceeded limit of 10 bytes.\nThat is the agent's.\n"+
+		"Job execution will continue but no more output will be collected.\x1b[0;m\n", b.String())
+	require.Equal(t, int64(b.Len()), w.Length())
+}

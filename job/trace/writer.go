@@ -24,6 +24,8 @@ type Writer struct {
 	length int64
 	crc    uint32
 
+	reason string // for the notice
+
 	// held are the first bytes of a character that would be cut by the limit if the next byte does not fit.
 	held   []byte
 	closed bool // the limit was reached
@@ -39,6 +41,9 @@ func NewWriter(file io.Writer, prefix int64, crc uint32, limit int64, grown func
 	}
 	return &Writer{file: file, grown: grown, prefix: prefix, crc: crc, limit: limit}
 }
+
+// LimitReason is a line that the notice has, too: whose limit it is. It is for before the first Write.
+func (w *Writer) LimitReason(line string) { w.reason = line }
 
 // Length is the length of what was written to the file, in bytes.
 func (w *Writer) Length() int64 { return w.length }
@@ -62,8 +67,12 @@ func (w *Writer) Write(b []byte) {
 	if int64(len(b)) > room {
 		w.closed = true
 		w.append(b[:wholeCharacters(b[:max(room, 0)])])
-		w.append(fmt.Appendf(nil, "\n\x1b[33;1mJob's log exceeded limit of %d bytes.\n"+
-			"Job execution will continue but no more output will be collected.\x1b[0;m\n", w.limit))
+		reason := w.reason
+		if reason != "" {
+			reason += "\n"
+		}
+		w.append(fmt.Appendf(nil, "\n\x1b[33;1mJob's log exceeded limit of %d bytes.\n%s"+
+			"Job execution will continue but no more output will be collected.\x1b[0;m\n", w.limit, reason))
 		return
 	}
 	if room-int64(len(b)) < utf8.UTFMax {
