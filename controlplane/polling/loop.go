@@ -115,13 +115,22 @@ func (l *loop) unlessSuperseded(ctx context.Context, a answer, err error, token 
 	return answer{kind: abandoned, sent: a.sent, held: a.held}, nil
 }
 
-// claim asks for a job that has a slot. Nothing but the end of the shutdown's grace cancels it.
+// slotPatience is how long a claim keeps its slot without an answer. GitLab answers claims at once; one that hangs is no
+// reason to keep the runners of another GitLab waiting.
+const slotPatience = 15 * time.Second
+
+// claim asks for a job that has a slot. Nothing but the end of the shutdown's grace cancels it. A job that comes so late
+// that its slot was given back is kept like one that a watch brought.
 func (l *loop) claim(r Reservation, cursor string) {
 	request := l.request(cursor)
 	start := time.Now()
+	late := time.AfterFunc(slotPatience, r.Release)
 	result, err := l.o.Client.RequestJob(l.work, request, client.LaneClaim)
 	a := answerOf(result, err, cursor, time.Since(start))
-	if a.kind != job {
+	if !late.Stop() {
+		r = nil
+	}
+	if a.kind != job && r != nil {
 		r.Release() // before the event: whoever waits for the slot may have it
 	}
 	a, err = l.unlessSuperseded(l.work, a, err, request.Token)

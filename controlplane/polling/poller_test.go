@@ -324,6 +324,41 @@ func TestDeadGitLabLeavesTheSlotsToOthers(t *testing.T) {
 	})
 }
 
+// A claim that hangs keeps neither its slot nor, in the end, its job from anyone.
+func TestAClaimThatHangsGivesItsSlotBack(t *testing.T) {
+	for name, lost := range map[string]error{"answered late": nil, "never answered": &client.TransportError{Err: context.DeadlineExceeded}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				answered := make(chan struct{})
+				b := startBench(t, 1, func(g *fakeGitLab, _ *Options) {
+					g.push(1)
+					g.claim = func(context.Context) error {
+						<-answered
+						return lost
+					}
+				})
+				pass(slotPatience - time.Second)
+				require.Empty(t, b.dispatcher.slots)
+				pass(2 * time.Second)
+				require.Len(t, b.dispatcher.slots, 1)
+				pass(time.Minute)
+				requests, _ := b.gitlab.count()
+				require.Equal(t, 1, requests, "it is still in flight")
+				close(answered)
+				pass(5 * time.Millisecond)
+				if lost != nil {
+					require.Empty(t, b.dispatcher.jobs())
+					require.Len(t, b.dispatcher.slots, 1)
+				} else {
+					require.Len(t, b.dispatcher.jobs(), 1)
+					require.Equal(t, 1, b.dispatcher.without)
+				}
+				_ = b.end()
+			})
+		})
+	}
+}
+
 func TestGitLabThatDoesNotHoldIsPolledSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1, func(g *fakeGitLab, o *Options) { g.hold = 0; o.CheckInterval = 5 * time.Second })
