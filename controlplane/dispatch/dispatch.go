@@ -63,8 +63,9 @@ type Runner struct {
 	// without a word of an agent they are reported as lost. L must exceed S by the time that stopping takes. Both are 0 for
 	// those of Config.
 	StopAfter, LostAfter time.Duration
-	ShortToken           string
 	SystemID             string
+	// ShortToken returns the short form of the runner's token, which may change; nil: it is not known. It must not block.
+	ShortToken func() string
 	// Settings are what its jobs are run with. Caches signs the URLs of those that are in an object store; nil: they stay
 	// where the jobs run.
 	Settings registry.Settings
@@ -112,9 +113,9 @@ type Dispatcher struct {
 	pools   map[string]*pool
 	agents  map[string]*agent
 	jobs    map[int64]*job
-	// inserting are the jobs that are being stored.
 	// awaited are the jobs that wait for an agent to come back, by its id.
 	awaited map[string][]*job
+	// inserting are the jobs that are being stored.
 	inserting map[gitLabJob]bool
 }
 
@@ -147,8 +148,8 @@ func New(cfg Config) (*Dispatcher, error) {
 		agents:  make(map[string]*agent),
 		jobs:    make(map[int64]*job),
 
-		inserting: make(map[gitLabJob]bool),
 		awaited:   make(map[string][]*job),
+		inserting: make(map[gitLabJob]bool),
 	}
 	d.stopping, d.stop = context.WithCancel(context.Background())
 	for _, r := range cfg.Runners {
@@ -232,10 +233,10 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if l.agent != "" {
 	if j.life.phase == confirming {
 		d.awaitedLocked(j)
 	}
+	if l.agent != "" {
 		a := d.agentLocked(l.agent, d.cfg.AgentName(l.agent))
 		if a.lastSeen.IsZero() { // nothing is known of the time before
 			a.lastSeen, a.unheard = time.Now(), true

@@ -412,7 +412,10 @@ func (j *job) info() runnerapi.Info {
 
 func (j *job) offer(ref *fleetv1.JobRef) *fleetv1.Offer {
 	e := j.row.Envelope
-	facts := &fleetv1.RunnerFacts{Name: j.runner.Name, ShortToken: j.runner.ShortToken, SystemId: j.runner.SystemID}
+	facts := &fleetv1.RunnerFacts{Name: j.runner.Name, SystemId: j.runner.SystemID}
+	if j.runner.ShortToken != nil {
+		facts.ShortToken = j.runner.ShortToken()
+	}
 	if j.runner.ID != nil {
 		facts.Id = j.runner.ID()
 	}
