@@ -159,9 +159,12 @@ func (l *leader) lock(ctx context.Context) error {
 	}
 }
 
+// mostAwait bounds how long a change of who leads goes unnoticed by one that waits.
+const mostAwait = time.Second
+
 // await waits for the lock a part of the lease and says whether it has it.
 func (l *leader) await(ctx context.Context) (bool, error) {
-	if _, err := l.conn.Exec(ctx, "SELECT set_config('lock_timeout', $1, false)", milliseconds(l.lease/5)); err != nil {
+	if _, err := l.conn.Exec(ctx, "SELECT set_config('lock_timeout', $1, false)", milliseconds(min(l.lease/5, mostAwait))); err != nil {
 		return false, fmt.Errorf("wait for the lead: %w", err)
 	}
 	_, err := l.conn.Exec(ctx, "SELECT pg_advisory_lock($1, 'leadership'::regclass::oid::int)", int32(lockClass))

@@ -23,6 +23,7 @@ var shared *postgresql.Server
 
 func TestMain(m *testing.M) {
 	conformance.CrashChild(openAt)
+	leaderChild()
 	os.Exit(run(m))
 }
 
