@@ -24,6 +24,8 @@ import (
 type agentsCmd struct {
 	List  agentsListCmd  `cmd:"" help:"List the fleet's agents."`
 	Token agentsTokenCmd `cmd:"" help:"Print a token with which agents may join."`
+
+	Remove agentsRemoveCmd `cmd:"" help:"Put an agent out of the fleet."`
 }
 
 type jobsCmd struct {
@@ -136,6 +138,29 @@ func (c *agentsListCmd) Run(ctx context.Context, std streams) error {
 			orDash(strings.Join(labels, ",")), ago(a.GetLastSeen()), orDash(a.GetVersion()),
 		}
 	})
+}
+
+type agentsRemoveCmd struct {
+	configFlag
+	Name string `arg:"" help:"The agent's name, or its id."`
+}
+
+// Help is shown by --help.
+func (agentsRemoveCmd) Help() string {
+	return `Its certificate is good no more, and its session ends. It is told to stop its jobs; those that it had begun are
+reported to GitLab as failed at once, others go to another agent. To let it join again, stop it, empty its data folder
+and give it a new token.`
+}
+
+func (c *agentsRemoveCmd) Run(ctx context.Context, std streams) error {
+	answer, err := ask(ctx, c.configFlag, std, func(ctx context.Context, a adminv1.AdminServiceClient) (*adminv1.RemoveAgentResponse, error) {
+		return a.RemoveAgent(ctx, &adminv1.RemoveAgentRequest{Name: c.Name})
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(std.out, "removed %s; jobs that failed by this: %d\n", c.Name, answer.GetLostJobs())
+	return nil
 }
 
 type jobsListCmd struct {

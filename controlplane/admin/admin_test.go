@@ -46,10 +46,22 @@ type fleet struct {
 func (f fleet) Agents() []dispatch.AgentStatus { return f.agents }
 func (f fleet) Jobs() []dispatch.JobSnapshot   { return f.jobs }
 
+func (f fleet) RemoveAgent(id string) int {
+	n := 0
+	for _, j := range f.jobs {
+		if j.Agent == id {
+			n++
+		}
+	}
+	return n
+}
+
 // members are a fleet's, without tokens.
 type members []store.Agent
 
 func (m members) Agents() []store.Agent { return m }
+
+func (m members) Remove(context.Context, string) error { return nil }
 
 func (members) NewJoinToken(context.Context, int, time.Duration) (jointoken.Token, store.JoinToken, error) {
 	return jointoken.Token{}, store.JoinToken{}, store.ErrFull

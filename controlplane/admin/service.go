@@ -33,12 +33,16 @@ type Members interface {
 	NewJoinToken(ctx context.Context, uses int, ttl time.Duration) (jointoken.Token, store.JoinToken, error)
 	// Agents returns all members, in any order.
 	Agents() []store.Agent
+	// Remove puts an agent out of the fleet: its calls are refused from now on.
+	Remove(ctx context.Context, agentID string) error
 }
 
 // Fleet knows what goes on. *dispatch.Dispatcher is one.
 type Fleet interface {
 	// Agents returns the agents that are here or hold jobs.
 	Agents() []dispatch.AgentStatus
+	// RemoveAgent ends the session of an agent that is no member any more and returns how many jobs it had begun.
+	RemoveAgent(id string) (lost int)
 	// Jobs returns the jobs that are claimed and not yet reported, ordered by id.
 	Jobs() []dispatch.JobSnapshot
 }
@@ -93,6 +97,19 @@ func (s *service) ListAgents(context.Context, *adminv1.ListAgentsRequest) (*admi
 		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetId(), b.GetId()))
 	})
 	return response, nil
+}
+
+// RemoveAgent removes a member by its name or id.
+func (s *service) RemoveAgent(ctx context.Context, req *adminv1.RemoveAgentRequest) (*adminv1.RemoveAgentResponse, error) {
+	members := s.members.Agents()
+	i := slices.IndexFunc(members, func(a store.Agent) bool { return a.Name == req.GetName() || a.ID == req.GetName() })
+	if i < 0 {
+		return nil, status.Errorf(codes.NotFound, "there is no agent %q in the fleet; `switchyard agents list` shows those that are", req.GetName())
+	}
+	if err := s.members.Remove(ctx, members[i].ID); err != nil {
+		return nil, status.Errorf(codes.Internal, "remove agent %s: %v", members[i].Name, err)
+	}
+	return &adminv1.RemoveAgentResponse{LostJobs: uint32(s.fleet.RemoveAgent(members[i].ID))}, nil
 }
 
 func (s *service) ListJobs(context.Context, *adminv1.ListJobsRequest) (*adminv1.ListJobsResponse, error) {

@@ -159,6 +159,13 @@ func (d *Dispatcher) transmit(stream sessionStream, s *session) error {
 			}
 		}
 	}
+	if errors.Is(context.Cause(s.ctx), errRemoved) { // it is to hear what becomes of its jobs, if it reads
+		for _, m := range s.out.rest() {
+			if err := stream.Send(m); err != nil {
+				return fmt.Errorf("send to the agent: %w", err)
+			}
+		}
+	}
 	if errors.Is(context.Cause(s.ctx), errStopping) && s.welcomed.Load() {
 		// A best effort: an agent that does not read it comes back by its own back-off.
 		_ = stream.Send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_ComeBack{
@@ -204,6 +211,9 @@ func (d *Dispatcher) hello(s *session, id, name string, h *fleetv1.Hello) error 
 	}
 	if err := d.helloLocked(s, id, name, h); err != nil {
 		return err
+	}
+	if _, _, err := d.cfg.Identity(s.ctx); err != nil {
+		return err // it was removed while it came in
 	}
 	d.log.Info("agent joined", "agent", name, "host", h.GetHostname(), "slots", h.GetSlots(), "version", h.GetVersion(), "jobs", len(h.GetJobs()))
 	return nil

@@ -134,6 +134,15 @@ func (o *outbox) take(ctx context.Context) ([]*fleetv1.SessionResponse, bool) {
 	return all, true
 }
 
+// rest returns what waits, without waiting.
+func (o *outbox) rest() []*fleetv1.SessionResponse {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	all := o.queue
+	o.queue = nil
+	return all
+}
+
 // stuck is how long the messages that were taken last have been in sending.
 func (o *outbox) stuck(now time.Time) time.Duration {
 	o.mu.Lock()

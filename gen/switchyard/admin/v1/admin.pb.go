@@ -326,6 +326,96 @@ func (x *Agent) GetDraining() bool {
 	return false
 }
 
+type RemoveAgentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The agent's name or its id.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveAgentRequest) Reset() {
+	*x = RemoveAgentRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveAgentRequest) ProtoMessage() {}
+
+func (x *RemoveAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveAgentRequest.ProtoReflect.Descriptor instead.
+func (*RemoveAgentRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RemoveAgentRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveAgentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Jobs that the agent had begun and that failed by this.
+	LostJobs      uint32 `protobuf:"varint,1,opt,name=lost_jobs,json=lostJobs,proto3" json:"lost_jobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveAgentResponse) Reset() {
+	*x = RemoveAgentResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveAgentResponse) ProtoMessage() {}
+
+func (x *RemoveAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveAgentResponse.ProtoReflect.Descriptor instead.
+func (*RemoveAgentResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RemoveAgentResponse) GetLostJobs() uint32 {
+	if x != nil {
+		return x.LostJobs
+	}
+	return 0
+}
+
 type ListJobsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -334,7 +424,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +436,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +449,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 type ListJobsResponse struct {
@@ -371,7 +461,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +473,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +486,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -427,7 +517,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +529,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +542,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Job) GetJob() int64 {
@@ -547,7 +637,7 @@ type ListRunnersRequest struct {
 
 func (x *ListRunnersRequest) Reset() {
 	*x = ListRunnersRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +649,7 @@ func (x *ListRunnersRequest) String() string {
 func (*ListRunnersRequest) ProtoMessage() {}
 
 func (x *ListRunnersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +662,7 @@ func (x *ListRunnersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunnersRequest.ProtoReflect.Descriptor instead.
 func (*ListRunnersRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 type ListRunnersResponse struct {
@@ -584,7 +674,7 @@ type ListRunnersResponse struct {
 
 func (x *ListRunnersResponse) Reset() {
 	*x = ListRunnersResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +686,7 @@ func (x *ListRunnersResponse) String() string {
 func (*ListRunnersResponse) ProtoMessage() {}
 
 func (x *ListRunnersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +699,7 @@ func (x *ListRunnersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunnersResponse.ProtoReflect.Descriptor instead.
 func (*ListRunnersResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListRunnersResponse) GetRunners() []*Runner {
@@ -658,7 +748,7 @@ type Runner struct {
 
 func (x *Runner) Reset() {
 	*x = Runner{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +760,7 @@ func (x *Runner) String() string {
 func (*Runner) ProtoMessage() {}
 
 func (x *Runner) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +773,7 @@ func (x *Runner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Runner.ProtoReflect.Descriptor instead.
 func (*Runner) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Runner) GetName() string {
@@ -840,7 +930,7 @@ type RunnerCounters struct {
 
 func (x *RunnerCounters) Reset() {
 	*x = RunnerCounters{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +942,7 @@ func (x *RunnerCounters) String() string {
 func (*RunnerCounters) ProtoMessage() {}
 
 func (x *RunnerCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +955,7 @@ func (x *RunnerCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerCounters.ProtoReflect.Descriptor instead.
 func (*RunnerCounters) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RunnerCounters) GetClaims() uint64 {
@@ -953,7 +1043,7 @@ type RunnerToken struct {
 
 func (x *RunnerToken) Reset() {
 	*x = RunnerToken{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1055,7 @@ func (x *RunnerToken) String() string {
 func (*RunnerToken) ProtoMessage() {}
 
 func (x *RunnerToken) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1068,7 @@ func (x *RunnerToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerToken.ProtoReflect.Descriptor instead.
 func (*RunnerToken) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RunnerToken) GetShort() string {
@@ -1039,7 +1129,7 @@ type RotateRunnerTokenRequest struct {
 
 func (x *RotateRunnerTokenRequest) Reset() {
 	*x = RotateRunnerTokenRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1141,7 @@ func (x *RotateRunnerTokenRequest) String() string {
 func (*RotateRunnerTokenRequest) ProtoMessage() {}
 
 func (x *RotateRunnerTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1154,7 @@ func (x *RotateRunnerTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRunnerTokenRequest.ProtoReflect.Descriptor instead.
 func (*RotateRunnerTokenRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RotateRunnerTokenRequest) GetRunner() string {
@@ -1083,7 +1173,7 @@ type RotateRunnerTokenResponse struct {
 
 func (x *RotateRunnerTokenResponse) Reset() {
 	*x = RotateRunnerTokenResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1185,7 @@ func (x *RotateRunnerTokenResponse) String() string {
 func (*RotateRunnerTokenResponse) ProtoMessage() {}
 
 func (x *RotateRunnerTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1198,7 @@ func (x *RotateRunnerTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRunnerTokenResponse.ProtoReflect.Descriptor instead.
 func (*RotateRunnerTokenResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RotateRunnerTokenResponse) GetToken() *RunnerToken {
@@ -1148,7 +1238,12 @@ const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	" \x01(\bR\bdraining\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x11\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"4\n" +
+	"\x12RemoveAgentRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"2\n" +
+	"\x13RemoveAgentResponse\x12\x1b\n" +
+	"\tlost_jobs\x18\x01 \x01(\rR\blostJobs\"\x11\n" +
 	"\x0fListJobsRequest\"@\n" +
 	"\x10ListJobsResponse\x12,\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x18.switchyard.admin.v1.JobR\x04jobs\"\x97\x03\n" +
@@ -1217,12 +1312,13 @@ const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	"\x18RotateRunnerTokenRequest\x12\x1f\n" +
 	"\x06runner\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06runner\"S\n" +
 	"\x19RotateRunnerTokenResponse\x126\n" +
-	"\x05token\x18\x01 \x01(\v2 .switchyard.admin.v1.RunnerTokenR\x05token2\x8a\x04\n" +
+	"\x05token\x18\x01 \x01(\v2 .switchyard.admin.v1.RunnerTokenR\x05token2\xec\x04\n" +
 	"\fAdminService\x12l\n" +
 	"\x0fCreateJoinToken\x12+.switchyard.admin.v1.CreateJoinTokenRequest\x1a,.switchyard.admin.v1.CreateJoinTokenResponse\x12]\n" +
 	"\n" +
 	"ListAgents\x12&.switchyard.admin.v1.ListAgentsRequest\x1a'.switchyard.admin.v1.ListAgentsResponse\x12W\n" +
 	"\bListJobs\x12$.switchyard.admin.v1.ListJobsRequest\x1a%.switchyard.admin.v1.ListJobsResponse\x12`\n" +
+	"\vRemoveAgent\x12'.switchyard.admin.v1.RemoveAgentRequest\x1a(.switchyard.admin.v1.RemoveAgentResponse\x12`\n" +
 	"\vListRunners\x12'.switchyard.admin.v1.ListRunnersRequest\x1a(.switchyard.admin.v1.ListRunnersResponse\x12r\n" +
 	"\x11RotateRunnerToken\x12-.switchyard.admin.v1.RotateRunnerTokenRequest\x1a..switchyard.admin.v1.RotateRunnerTokenResponseB\xd8\x01\n" +
 	"\x17com.switchyard.admin.v1B\n" +
@@ -1240,61 +1336,65 @@ func file_switchyard_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_switchyard_admin_v1_admin_proto_rawDescData
 }
 
-var file_switchyard_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_switchyard_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_switchyard_admin_v1_admin_proto_goTypes = []any{
 	(*CreateJoinTokenRequest)(nil),    // 0: switchyard.admin.v1.CreateJoinTokenRequest
 	(*CreateJoinTokenResponse)(nil),   // 1: switchyard.admin.v1.CreateJoinTokenResponse
 	(*ListAgentsRequest)(nil),         // 2: switchyard.admin.v1.ListAgentsRequest
 	(*ListAgentsResponse)(nil),        // 3: switchyard.admin.v1.ListAgentsResponse
 	(*Agent)(nil),                     // 4: switchyard.admin.v1.Agent
-	(*ListJobsRequest)(nil),           // 5: switchyard.admin.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),          // 6: switchyard.admin.v1.ListJobsResponse
-	(*Job)(nil),                       // 7: switchyard.admin.v1.Job
-	(*ListRunnersRequest)(nil),        // 8: switchyard.admin.v1.ListRunnersRequest
-	(*ListRunnersResponse)(nil),       // 9: switchyard.admin.v1.ListRunnersResponse
-	(*Runner)(nil),                    // 10: switchyard.admin.v1.Runner
-	(*RunnerCounters)(nil),            // 11: switchyard.admin.v1.RunnerCounters
-	(*RunnerToken)(nil),               // 12: switchyard.admin.v1.RunnerToken
-	(*RotateRunnerTokenRequest)(nil),  // 13: switchyard.admin.v1.RotateRunnerTokenRequest
-	(*RotateRunnerTokenResponse)(nil), // 14: switchyard.admin.v1.RotateRunnerTokenResponse
-	nil,                               // 15: switchyard.admin.v1.Agent.LabelsEntry
-	(*durationpb.Duration)(nil),       // 16: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 17: google.protobuf.Timestamp
+	(*RemoveAgentRequest)(nil),        // 5: switchyard.admin.v1.RemoveAgentRequest
+	(*RemoveAgentResponse)(nil),       // 6: switchyard.admin.v1.RemoveAgentResponse
+	(*ListJobsRequest)(nil),           // 7: switchyard.admin.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),          // 8: switchyard.admin.v1.ListJobsResponse
+	(*Job)(nil),                       // 9: switchyard.admin.v1.Job
+	(*ListRunnersRequest)(nil),        // 10: switchyard.admin.v1.ListRunnersRequest
+	(*ListRunnersResponse)(nil),       // 11: switchyard.admin.v1.ListRunnersResponse
+	(*Runner)(nil),                    // 12: switchyard.admin.v1.Runner
+	(*RunnerCounters)(nil),            // 13: switchyard.admin.v1.RunnerCounters
+	(*RunnerToken)(nil),               // 14: switchyard.admin.v1.RunnerToken
+	(*RotateRunnerTokenRequest)(nil),  // 15: switchyard.admin.v1.RotateRunnerTokenRequest
+	(*RotateRunnerTokenResponse)(nil), // 16: switchyard.admin.v1.RotateRunnerTokenResponse
+	nil,                               // 17: switchyard.admin.v1.Agent.LabelsEntry
+	(*durationpb.Duration)(nil),       // 18: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
 }
 var file_switchyard_admin_v1_admin_proto_depIdxs = []int32{
-	16, // 0: switchyard.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	17, // 1: switchyard.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 0: switchyard.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	19, // 1: switchyard.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
 	4,  // 2: switchyard.admin.v1.ListAgentsResponse.agents:type_name -> switchyard.admin.v1.Agent
-	17, // 3: switchyard.admin.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	15, // 4: switchyard.admin.v1.Agent.labels:type_name -> switchyard.admin.v1.Agent.LabelsEntry
-	7,  // 5: switchyard.admin.v1.ListJobsResponse.jobs:type_name -> switchyard.admin.v1.Job
-	17, // 6: switchyard.admin.v1.Job.claimed_at:type_name -> google.protobuf.Timestamp
-	17, // 7: switchyard.admin.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	10, // 8: switchyard.admin.v1.ListRunnersResponse.runners:type_name -> switchyard.admin.v1.Runner
-	17, // 9: switchyard.admin.v1.Runner.last_error_at:type_name -> google.protobuf.Timestamp
-	17, // 10: switchyard.admin.v1.Runner.trouble_since:type_name -> google.protobuf.Timestamp
-	17, // 11: switchyard.admin.v1.Runner.retry_at:type_name -> google.protobuf.Timestamp
-	17, // 12: switchyard.admin.v1.Runner.last_contact:type_name -> google.protobuf.Timestamp
-	17, // 13: switchyard.admin.v1.Runner.last_job:type_name -> google.protobuf.Timestamp
-	11, // 14: switchyard.admin.v1.Runner.counters:type_name -> switchyard.admin.v1.RunnerCounters
-	12, // 15: switchyard.admin.v1.Runner.token:type_name -> switchyard.admin.v1.RunnerToken
-	17, // 16: switchyard.admin.v1.Runner.unreachable_since:type_name -> google.protobuf.Timestamp
-	17, // 17: switchyard.admin.v1.RunnerToken.obtained_at:type_name -> google.protobuf.Timestamp
-	17, // 18: switchyard.admin.v1.RunnerToken.expires_at:type_name -> google.protobuf.Timestamp
-	17, // 19: switchyard.admin.v1.RunnerToken.rotate_at:type_name -> google.protobuf.Timestamp
-	12, // 20: switchyard.admin.v1.RotateRunnerTokenResponse.token:type_name -> switchyard.admin.v1.RunnerToken
+	19, // 3: switchyard.admin.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	17, // 4: switchyard.admin.v1.Agent.labels:type_name -> switchyard.admin.v1.Agent.LabelsEntry
+	9,  // 5: switchyard.admin.v1.ListJobsResponse.jobs:type_name -> switchyard.admin.v1.Job
+	19, // 6: switchyard.admin.v1.Job.claimed_at:type_name -> google.protobuf.Timestamp
+	19, // 7: switchyard.admin.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	12, // 8: switchyard.admin.v1.ListRunnersResponse.runners:type_name -> switchyard.admin.v1.Runner
+	19, // 9: switchyard.admin.v1.Runner.last_error_at:type_name -> google.protobuf.Timestamp
+	19, // 10: switchyard.admin.v1.Runner.trouble_since:type_name -> google.protobuf.Timestamp
+	19, // 11: switchyard.admin.v1.Runner.retry_at:type_name -> google.protobuf.Timestamp
+	19, // 12: switchyard.admin.v1.Runner.last_contact:type_name -> google.protobuf.Timestamp
+	19, // 13: switchyard.admin.v1.Runner.last_job:type_name -> google.protobuf.Timestamp
+	13, // 14: switchyard.admin.v1.Runner.counters:type_name -> switchyard.admin.v1.RunnerCounters
+	14, // 15: switchyard.admin.v1.Runner.token:type_name -> switchyard.admin.v1.RunnerToken
+	19, // 16: switchyard.admin.v1.Runner.unreachable_since:type_name -> google.protobuf.Timestamp
+	19, // 17: switchyard.admin.v1.RunnerToken.obtained_at:type_name -> google.protobuf.Timestamp
+	19, // 18: switchyard.admin.v1.RunnerToken.expires_at:type_name -> google.protobuf.Timestamp
+	19, // 19: switchyard.admin.v1.RunnerToken.rotate_at:type_name -> google.protobuf.Timestamp
+	14, // 20: switchyard.admin.v1.RotateRunnerTokenResponse.token:type_name -> switchyard.admin.v1.RunnerToken
 	0,  // 21: switchyard.admin.v1.AdminService.CreateJoinToken:input_type -> switchyard.admin.v1.CreateJoinTokenRequest
 	2,  // 22: switchyard.admin.v1.AdminService.ListAgents:input_type -> switchyard.admin.v1.ListAgentsRequest
-	5,  // 23: switchyard.admin.v1.AdminService.ListJobs:input_type -> switchyard.admin.v1.ListJobsRequest
-	8,  // 24: switchyard.admin.v1.AdminService.ListRunners:input_type -> switchyard.admin.v1.ListRunnersRequest
-	13, // 25: switchyard.admin.v1.AdminService.RotateRunnerToken:input_type -> switchyard.admin.v1.RotateRunnerTokenRequest
-	1,  // 26: switchyard.admin.v1.AdminService.CreateJoinToken:output_type -> switchyard.admin.v1.CreateJoinTokenResponse
-	3,  // 27: switchyard.admin.v1.AdminService.ListAgents:output_type -> switchyard.admin.v1.ListAgentsResponse
-	6,  // 28: switchyard.admin.v1.AdminService.ListJobs:output_type -> switchyard.admin.v1.ListJobsResponse
-	9,  // 29: switchyard.admin.v1.AdminService.ListRunners:output_type -> switchyard.admin.v1.ListRunnersResponse
-	14, // 30: switchyard.admin.v1.AdminService.RotateRunnerToken:output_type -> switchyard.admin.v1.RotateRunnerTokenResponse
-	26, // [26:31] is the sub-list for method output_type
-	21, // [21:26] is the sub-list for method input_type
+	7,  // 23: switchyard.admin.v1.AdminService.ListJobs:input_type -> switchyard.admin.v1.ListJobsRequest
+	5,  // 24: switchyard.admin.v1.AdminService.RemoveAgent:input_type -> switchyard.admin.v1.RemoveAgentRequest
+	10, // 25: switchyard.admin.v1.AdminService.ListRunners:input_type -> switchyard.admin.v1.ListRunnersRequest
+	15, // 26: switchyard.admin.v1.AdminService.RotateRunnerToken:input_type -> switchyard.admin.v1.RotateRunnerTokenRequest
+	1,  // 27: switchyard.admin.v1.AdminService.CreateJoinToken:output_type -> switchyard.admin.v1.CreateJoinTokenResponse
+	3,  // 28: switchyard.admin.v1.AdminService.ListAgents:output_type -> switchyard.admin.v1.ListAgentsResponse
+	8,  // 29: switchyard.admin.v1.AdminService.ListJobs:output_type -> switchyard.admin.v1.ListJobsResponse
+	6,  // 30: switchyard.admin.v1.AdminService.RemoveAgent:output_type -> switchyard.admin.v1.RemoveAgentResponse
+	11, // 31: switchyard.admin.v1.AdminService.ListRunners:output_type -> switchyard.admin.v1.ListRunnersResponse
+	16, // 32: switchyard.admin.v1.AdminService.RotateRunnerToken:output_type -> switchyard.admin.v1.RotateRunnerTokenResponse
+	27, // [27:33] is the sub-list for method output_type
+	21, // [21:27] is the sub-list for method input_type
 	21, // [21:21] is the sub-list for extension type_name
 	21, // [21:21] is the sub-list for extension extendee
 	0,  // [0:21] is the sub-list for field type_name
@@ -1311,7 +1411,7 @@ func file_switchyard_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_switchyard_admin_v1_admin_proto_rawDesc), len(file_switchyard_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const (
 	AdminService_CreateJoinToken_FullMethodName   = "/switchyard.admin.v1.AdminService/CreateJoinToken"
 	AdminService_ListAgents_FullMethodName        = "/switchyard.admin.v1.AdminService/ListAgents"
 	AdminService_ListJobs_FullMethodName          = "/switchyard.admin.v1.AdminService/ListJobs"
+	AdminService_RemoveAgent_FullMethodName       = "/switchyard.admin.v1.AdminService/RemoveAgent"
 	AdminService_ListRunners_FullMethodName       = "/switchyard.admin.v1.AdminService/ListRunners"
 	AdminService_RotateRunnerToken_FullMethodName = "/switchyard.admin.v1.AdminService/RotateRunnerToken"
 )
@@ -37,6 +38,9 @@ type AdminServiceClient interface {
 	CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error)
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
+	// RemoveAgent puts an agent out of the fleet, for ever: its certificate is good no more and its session ends. The jobs that
+	// it had begun are reported as failed at once. NOT_FOUND: there is no such agent.
+	RemoveAgent(ctx context.Context, in *RemoveAgentRequest, opts ...grpc.CallOption) (*RemoveAgentResponse, error)
 	// ListRunners lists the configured runners, in the order of the configuration.
 	ListRunners(ctx context.Context, in *ListRunnersRequest, opts ...grpc.CallOption) (*ListRunnersResponse, error)
 	// RotateRunnerToken gives a runner a new token, which GitLab makes, and answers when the new one is in use. It fails with
@@ -83,6 +87,16 @@ func (c *adminServiceClient) ListJobs(ctx context.Context, in *ListJobsRequest, 
 	return out, nil
 }
 
+func (c *adminServiceClient) RemoveAgent(ctx context.Context, in *RemoveAgentRequest, opts ...grpc.CallOption) (*RemoveAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveAgentResponse)
+	err := c.cc.Invoke(ctx, AdminService_RemoveAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) ListRunners(ctx context.Context, in *ListRunnersRequest, opts ...grpc.CallOption) (*ListRunnersResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListRunnersResponse)
@@ -114,6 +128,9 @@ type AdminServiceServer interface {
 	CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error)
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
+	// RemoveAgent puts an agent out of the fleet, for ever: its certificate is good no more and its session ends. The jobs that
+	// it had begun are reported as failed at once. NOT_FOUND: there is no such agent.
+	RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error)
 	// ListRunners lists the configured runners, in the order of the configuration.
 	ListRunners(context.Context, *ListRunnersRequest) (*ListRunnersResponse, error)
 	// RotateRunnerToken gives a runner a new token, which GitLab makes, and answers when the new one is in use. It fails with
@@ -138,6 +155,9 @@ func (UnimplementedAdminServiceServer) ListAgents(context.Context, *ListAgentsRe
 }
 func (UnimplementedAdminServiceServer) ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListJobs not implemented")
+}
+func (UnimplementedAdminServiceServer) RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveAgent not implemented")
 }
 func (UnimplementedAdminServiceServer) ListRunners(context.Context, *ListRunnersRequest) (*ListRunnersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRunners not implemented")
@@ -220,6 +240,24 @@ func _AdminService_ListJobs_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_RemoveAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RemoveAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RemoveAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RemoveAgent(ctx, req.(*RemoveAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_ListRunners_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRunnersRequest)
 	if err := dec(in); err != nil {
@@ -274,6 +312,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListJobs",
 			Handler:    _AdminService_ListJobs_Handler,
+		},
+		{
+			MethodName: "RemoveAgent",
+			Handler:    _AdminService_RemoveAgent_Handler,
 		},
 		{
 			MethodName: "ListRunners",
