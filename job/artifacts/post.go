@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"mime/multipart"
+	"net"
 	"net/http"
 	"time"
 
@@ -21,6 +22,13 @@ import (
 const packBuffer = 128 << 10
 
 var errAnswered = errors.New("the upload has ended")
+
+// nobodyThere says that there was no connection: a server that is being restarted, which says the same by 503 a moment
+// later.
+func nobodyThere(err error) bool {
+	dialled, ok := errors.AsType[*net.OpError](err)
+	return ok && dialled.Op == "dial"
+}
 
 // post packs the files and uploads them at the same time. The answer's body is read already, up to a limit. Errors are
 // *transfer.Transient if it was the network, and satisfy ErrLocal if it was the files.
@@ -69,6 +77,9 @@ func (u *upload) post(whole context.Context) (*http.Response, error) {
 		packed <- err
 	}()
 	resp, err := u.client.Send(req)
+	if t, ok := errors.AsType[*transfer.Transient](err); ok && nobodyThere(err) {
+		t.Tries = triesUnavailable
+	}
 	_ = reader.CloseWithError(errAnswered)
 	packErr := <-packed
 	if err == nil {

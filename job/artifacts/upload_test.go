@@ -183,6 +183,15 @@ func TestTheServerMayAskForPatience(t *testing.T) {
 	require.Equal(t, []time.Duration{30 * time.Second}, b.pauses)
 }
 
+func TestAServerThatIsNotThereIsGivenAsLongAsOneThatIsNotAvailable(t *testing.T) {
+	b := newBench(t)
+	b.write("f", "x")
+	b.gitlab.Close()
+	_, err := b.upload(paths("f"))
+	require.ErrorIs(t, err, ErrUnavailable)
+	require.Len(t, b.pauses, triesUnavailable-1)
+}
+
 func TestOneFailureLeavesTheOthers(t *testing.T) {
 	b := newBench(t)
 	b.write("f", "x")
