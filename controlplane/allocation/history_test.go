@@ -2,6 +2,7 @@ package allocation
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -20,7 +21,7 @@ type op struct {
 
 var opKinds = []string{
 	"arrive", "arrive", "arrive", "arrive", "arrive", "serve", "serve", "serve", "serve", "finish", "finish", "pass", "want", "want",
-	"endclaim", "hold", "release", "return", "withdraw", "policy", "limit", "again", "load", "load", "busy", "busy", "busy",
+	"endclaim", "hold", "release", "return", "withdraw", "policy", "limit", "again", "load", "load", "busy", "busy", "busy", "both",
 }
 
 func genOps() *rapid.Generator[[]op] {
@@ -152,6 +153,8 @@ func (w *world) do(o op) {
 		}
 	case "serve":
 		w.serve(worldPools[o.a%len(worldPools)])
+	case "both": // the pools have slots in common from now on
+		w.serve("linux", "macos")
 	case "finish", "return":
 		list := w.some(true)
 		if len(list) == 0 {
@@ -222,19 +225,20 @@ func (w *world) begin() {
 		must(w.s.Resume(w.now, j.Job, j.started))
 	}
 	for _, j := range w.some(false) {
-		must(w.s.Arrive(w.now, j.Job))
 		if j.held {
-			must(w.s.Hold(w.now, j.Key(), "a test holds it"))
+			j.Held = "a test holds it"
 		}
+		must(w.s.Arrive(w.now, j.Job))
+		j.Held = ""
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.wants)) {
 		must(w.s.Want(w.now, name, w.wants[name]))
 	}
 }
 
-func (w *world) serve(pool string) {
-	d, ok := w.s.Next(w.now, pool)
-	w.log = append(w.log, fmt.Sprintf("%v %s: %+v %v", w.now.Sub(start), pool, d, ok))
+func (w *world) serve(pools ...string) {
+	d, ok := w.s.Next(w.now, pools...)
+	w.log = append(w.log, fmt.Sprintf("%v %s: %+v %v", w.now.Sub(start), pools, d, ok))
 	switch {
 	case !ok:
 	case d.Claim:
@@ -301,8 +305,16 @@ func TestDecisionsAgreeWithLookingAtEverything(t *testing.T) {
 		w.policy.ClassPatience = 1000 * time.Hour // its own test looks at it
 		w.s.SetPolicy(w.now, w.policy)
 		for _, o := range genOps().Draw(t, "history") {
-			if o.what == "serve" {
+			switch o.what {
+			case "serve":
 				compareWithBrute(t, w, worldPools[o.a%len(worldPools)])
+			case "both":
+				both, ok := w.s.Next(w.now, "linux", "macos")
+				one, okOne := w.s.Next(w.now, "linux")
+				other, okOther := w.s.Next(w.now, "macos")
+				if ok != (okOne || okOther) || ok && !(okOne && both == one) && !(okOther && both == other) {
+					t.Fatalf("linux %+v, macos %+v, both %+v", one, other, both)
+				}
 			}
 			w.do(o)
 			checkState(t, w.s)
@@ -430,7 +442,26 @@ func TestARestartChangesNoDecision(t *testing.T) {
 		if !slices.Equal(a.log, c.log) {
 			t.Fatalf("after a restart:\n%v\nwithout:\n%v", c.log, a.log)
 		}
+		kept, restored := essence(a), essence(c)
+		for i, line := range kept {
+			if i >= len(restored) || line != restored[i] {
+				t.Fatalf("after a restart:\n%s\nwithout:\n%s", restored[i], line)
+			}
+		}
 	})
+}
+
+// essence is what decides of a snapshot, in lines: when something was seen last does not.
+func essence(w *world) []string {
+	w.s.Next(w.now, worldPools[0]) // ends a restart
+	var state savedState
+	must(json.Unmarshal(w.s.Snapshot(w.now), &state))
+	lines := []string{fmt.Sprintf("%+v %+v %+v", state.Pools, state.Jobs, state.Wants)}
+	for _, n := range state.Nodes {
+		n.Seen = 0
+		lines = append(lines, fmt.Sprintf("%+v", n))
+	}
+	return lines
 }
 
 // When all is over, everything that was charged was used, and nothing is left behind.

@@ -417,6 +417,9 @@ func (s *Scheduler) joinAccounts(from, to int) {
 		return lag
 	}
 	for _, n := range s.nodes {
+		n.account(max(from, to)) // pointers to accounts stay good from here on
+	}
+	for _, n := range s.nodes {
 		if n.parent != nil {
 			n.account(to).finish = lag(n, from) + lag(n, to) // from now on relative to the parent's virtual time
 		}

@@ -65,6 +65,8 @@ type Job struct {
 	Since time.Time
 	// Committed jobs run already as far as GitLab knows: no quota and no pause holds them back, only their runner's limit.
 	Committed bool
+	// Held, if not empty, keeps the job from being served from the beginning, as Hold with this reason does.
+	Held string
 	// Factor is how much a second of the job's slot is charged; 0 means 1.
 	Factor float64
 }
@@ -369,6 +371,9 @@ func (s *Scheduler) Arrive(now time.Time, w Job) error {
 		j.since = w.Since.UnixMicro()
 	}
 	s.countWaiting(j, 1)
+	if w.Held != "" {
+		j.state, j.reason = held, w.Held
+	}
 	if j.state != held {
 		s.enqueue(j)
 	}
@@ -473,7 +478,9 @@ func (s *Scheduler) Start(now time.Time, k JobKey) error {
 	}
 	r := j.runner
 	j.lease.cost = scale(j.project.lengths.expect(j.name, s.settings.firstGuess), j.lease.factor)
-	s.take(j, s.now, s.bandOf(j), false)
+	b := s.bandOf(j)
+	s.take(j, s.now, b, false)
+	s.served(b)
 	s.refreshChains(j.project, r.leaf)
 	s.gate(r)
 	s.leafChanged(r)
@@ -497,7 +504,6 @@ func (s *Scheduler) take(j *job, start int64, b *band, charged bool) {
 	if j.lease.isInstance {
 		j.project.instance++
 	}
-	s.served(b)
 }
 
 // Resume makes a job known that has had a slot since started: after a restart, between Restore and the first Next. What
