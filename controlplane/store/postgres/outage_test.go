@@ -74,7 +74,7 @@ func newProxy(t *testing.T, direct string) (p *proxy, through string) {
 	u, err := url.Parse(direct)
 	require.NoError(t, err)
 	query := u.Query()
-	dir, err := os.MkdirTemp("", "proxy-")
+	dir, err := os.MkdirTemp("", "proxy-") //nolint:usetesting // a socket's path has a limit; a test's folder is named after the test
 	require.NoError(t, err)
 	const socket = ".s.PGSQL.5432"
 	p = &proxy{t: t, dir: dir, server: filepath.Join(query.Get("host"), socket)}
