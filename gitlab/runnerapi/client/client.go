@@ -89,6 +89,9 @@ func New(o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("url %q: %w", redactURL(o.URL), err)
 	}
+	if err := checkProxy(base); err != nil {
+		return nil, fmt.Errorf("reach %s: %w", base.Host, err)
+	}
 	files, err := newTLSFiles(o)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,7 +24,12 @@ import (
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if url := os.Getenv(verifyEnv); url != "" {
+		verifyAndExit(url)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	runnerToken = "glrt-very-secret"

@@ -2,10 +2,8 @@ package client
 
 import (
 	"crypto/tls"
-	"errors"
 	"net"
 	"net/http"
-	"net/url"
 	"time"
 )
 
@@ -45,7 +43,7 @@ func newTransport(config *tls.Config) *http.Transport {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	return &http.Transport{
-		Proxy:               proxy,
+		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         dialer.DialContext,
 		TLSClientConfig:     config,
 		TLSHandshakeTimeout: tlsHandshakeTimeout,
@@ -63,13 +61,4 @@ func newTransport(config *tls.Config) *http.Transport {
 			PingTimeout:     15 * time.Second,
 		},
 	}
-}
-
-// proxy is the one from the environment. Its error does not repeat the address, which may carry a password.
-func proxy(r *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(r)
-	if err != nil {
-		return nil, errors.New("HTTPS_PROXY or HTTP_PROXY in the environment is not a valid address of a proxy")
-	}
-	return u, nil
 }
