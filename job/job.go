@@ -55,6 +55,8 @@ type Options struct {
 	Payload []byte
 	// Trace is the trace file, opened for appending and empty.
 	Trace io.Writer
+	// SpareTrace makes room for some more words when the trace could not be written; nil: there is nothing to spare.
+	SpareTrace func() error
 	// SyncTrace is called before Run returns.
 	SyncTrace func() error
 	// Grown is told the trace file's length, Stage each stage that begins; neither may block.
@@ -200,6 +202,11 @@ func (j *Job) Run() folder.Result {
 	if err := w.Err(); err != nil {
 		// The job ran to its end, but what it said is not all there: that is no success.
 		j.Log.Error("the trace is incomplete", "error", err)
+		if j.SpareTrace != nil {
+			if err := j.SpareTrace(); err != nil {
+				j.Log.Warn("there may be no room to say so", "error", err)
+			}
+		}
 		w.Notice("\n" + red + "ERROR: the rest of the job's log is missing: " + err.Error() + reset + "\n")
 		if end == nil {
 			end = &failure{reason: runnerapi.ReasonRunnerSystem, message: "the job's log is incomplete: " + err.Error()}

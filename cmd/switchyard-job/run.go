@@ -134,14 +134,14 @@ func prepare(f *folder.Folder, spec folder.Spec) (*runner, error) {
 	if r.trace, err = f.OpenForJob(folder.TraceFile); err != nil {
 		return nil, err
 	}
-	if err := f.ReserveResult(); err != nil {
+	if err := errors.Join(f.ReserveResult(), f.ReserveTrace()); err != nil {
 		return nil, err
 	}
 	if r.group, err = process.NewGroup(); err != nil {
 		return nil, err
 	}
 	r.job = job.New(job.Options{
-		Spec: spec, Payload: payload, Trace: r.trace, SyncTrace: r.trace.Sync,
+		Spec: spec, Payload: payload, Trace: r.trace, SpareTrace: f.ReleaseTrace, SyncTrace: r.trace.Sync,
 		Grown: func(length int64) { r.control.Trace(length) },
 		Stage: func(name string) { r.control.Stage(name) },
 		Ask: func(ctx context.Context, q folder.CacheRequest) (folder.CacheAnswer, error) {

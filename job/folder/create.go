@@ -137,6 +137,31 @@ func (f *Folder) ReserveResult() error {
 	return nil
 }
 
+// spareFile holds the place of the trace's last words.
+const spareFile = ".spare"
+
+// ReserveTrace takes disk space for the trace's last words, where the file system can do that and has some: who reads a
+// trace that ends because the disk is full should be told so. It is called before the job starts.
+func (f *Folder) ReserveTrace() error {
+	file, err := f.root.OpenFile(spareFile, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("reserve %s: %w", TraceFile, err)
+	}
+	_ = reserve(file, 4<<10) // without it the trace ends without these words
+	if err := file.Close(); err != nil {
+		return fmt.Errorf("reserve %s: %w", TraceFile, err)
+	}
+	return nil
+}
+
+// ReleaseTrace gives the space back, for the next who writes. There may be none.
+func (f *Folder) ReleaseTrace() error {
+	if err := f.root.Remove(spareFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("make room for the end of the trace: %w", err)
+	}
+	return nil
+}
+
 // WriteResult puts result.json in place, synced, in one step. The caller has synced the trace.
 func (f *Folder) WriteResult(r Result) error {
 	r.Version = Version

@@ -245,6 +245,15 @@ func TestAReservedResultIsWrittenOver(t *testing.T) {
 	require.NoError(t, err)
 }
 
+func TestTheReservedEndOfATraceIsGivenBack(t *testing.T) {
+	f := create(t, folder.Spec{})
+	require.NoError(t, f.ReleaseTrace(), "there is none")
+	require.NoError(t, f.ReserveTrace())
+	require.FileExists(t, filepath.Join(f.Path(), ".spare"))
+	require.NoError(t, f.ReleaseTrace())
+	require.NoFileExists(t, filepath.Join(f.Path(), ".spare"))
+}
+
 func TestTraceIsThreeSegments(t *testing.T) {
 	f, err := folder.Make(filepath.Join(t.TempDir(), "job"))
 	require.NoError(t, err)
