@@ -6,7 +6,7 @@ type account struct {
 	running  int32
 	standing int32 // in how many bands of the domain it waits
 	parked   int32 // jobs below it that wait for their runner to be below its limit
-	kept     bool  // it waits all the time although it stands in no ranking: its account counts on
+	kept     keeping
 	finish   int64 // slot-µs per weight that it has been charged; while it waits, its start tag
 	virtual  int64 // the virtual time of its children: what newcomers among them begin with
 	left     int64 // when it last began to be idle, µs
@@ -15,15 +15,26 @@ type account struct {
 	waitingRunning int64 // leases of the children that wait
 }
 
+// keeping says how the account of a node counts on when it comes back into a ranking.
+type keeping uint8
+
+const (
+	forgets keeping = iota // it has been idle
+	capped                 // it waited for a runner to be below its limit
+	keeps                  // it was only moved about
+)
+
 // begin makes a node one that waits: nothing is banked while idle, and what was used beyond the others is forgiven by
 // and by.
 func (a *account) begin(now, virtual int64, s *settings) {
-	if a.kept {
-		a.kept = false
+	switch a.kept {
+	case forgets:
+		a.finish = a.start(now, virtual, s)
+	case capped:
 		a.finish = max(a.finish, virtual-s.creditCap)
-		return
+	case keeps:
 	}
-	a.finish = a.start(now, virtual, s)
+	a.kept = forgets
 }
 
 // start is the tag with which an idle node would begin to wait now.

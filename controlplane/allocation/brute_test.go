@@ -11,7 +11,7 @@ import (
 // charged (account.finish) is taken from the scheduler.
 type brute struct{ s *Scheduler }
 
-// candidate is somebody who waits and whom nothing holds back.
+// candidate is somebody who waits, for nothing but its turn or a quota.
 type candidate struct {
 	leaf *node
 	job  *job // nil: a claim
@@ -98,22 +98,36 @@ func (b brute) rank(j *job) int {
 	return MaxClass + 1 - j.class
 }
 
+// candidates returns all that wait, also those that a pause or a quota holds back somewhere.
 func (b brute) candidates() []candidate {
 	var all []candidate
 	for _, j := range b.s.jobs {
 		if j.state == running || j.state == held || b.full(j.runner) {
 			continue
 		}
-		if j.commit || !b.stoppedAnywhere(j.project) {
-			all = append(all, candidate{j.project, j, b.rank(j), j.runner.pool})
-		}
+		all = append(all, candidate{j.project, j, b.rank(j), j.runner.pool})
 	}
 	for _, r := range b.s.runners {
-		if r.wants > 0 && !b.stoppedAnywhere(r.leaf) {
+		if r.wants > 0 {
 			all = append(all, candidate{r.leaf, nil, MaxClass + 1, r.pool})
 		}
 	}
 	return all
+}
+
+// reaches says whether nothing holds the candidate back below n.
+func (b brute) reaches(c candidate, n *node) bool {
+	for x := c.leaf; c.rank != committed && x != n; x = x.parent {
+		if b.stopped(x) {
+			return false
+		}
+	}
+	return true
+}
+
+// eligible are the candidates that may be served.
+func (b brute) eligible() []candidate {
+	return slices.DeleteFunc(b.candidates(), func(c candidate) bool { return c.rank != committed && b.stoppedAnywhere(c.leaf) })
 }
 
 func (c candidate) below(n *node) bool {
@@ -139,7 +153,7 @@ func (b brute) next(p *pool) (candidate, bool) {
 	all := b.candidates()
 	for rank := range MaxClass + 2 {
 		var here []candidate
-		for _, c := range all {
+		for _, c := range b.eligible() {
 			if c.pool == p && c.rank == rank {
 				here = append(here, c)
 			}
@@ -183,7 +197,7 @@ func (b brute) pick(n *node, here, all []candidate) candidate {
 	weight, leases := int64(0), int64(0)
 	seen := map[*node]bool{}
 	for _, c := range all {
-		if c.leaf != n && c.below(n) && c.pool.domain == domain && !seen[c.childOf(n)] {
+		if c.leaf != n && c.below(n) && b.reaches(c, n) && c.pool.domain == domain && !seen[c.childOf(n)] {
 			child := c.childOf(n)
 			seen[child] = true
 			weight += child.limits.weight

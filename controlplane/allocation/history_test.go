@@ -608,7 +608,7 @@ func checkReason(t *rapid.T, w *world, b brute, j *job, r Reason) {
 		}
 	case Earlier:
 		ahead := 0
-		for _, other := range b.candidates() {
+		for _, other := range b.eligible() {
 			mine := candidate{j.project, j, b.rank(j), j.runner.pool}
 			if other.job != nil && other.leaf == j.project && other.pool == mine.pool && other.rank == mine.rank && b.inProject(other, mine) < 0 {
 				ahead++
@@ -619,7 +619,7 @@ func checkReason(t *rapid.T, w *world, b brute, j *job, r Reason) {
 		}
 	case Outclassed:
 		ahead := 0
-		for _, other := range b.candidates() {
+		for _, other := range b.eligible() {
 			if other.job != nil && other.pool == j.runner.pool && other.rank < b.rank(j) {
 				ahead++
 			}
@@ -637,7 +637,7 @@ func checkSiblings(t *rapid.T, b brute, j *job, above *node, r Reason) {
 	mine := candidate{leaf: j.project}
 	child := mine.childOf(above)
 	var here []candidate
-	for _, c := range all {
+	for _, c := range b.eligible() {
 		if c.leaf != above && c.below(above) && c.pool == j.runner.pool && c.rank == b.rank(j) {
 			here = append(here, c)
 		}

@@ -26,8 +26,8 @@ func (s *Scheduler) park(j *job, by int32) {
 	for n := j.project; n.parent != nil; n = n.parent {
 		a := n.account(j.runner.pool.domain)
 		a.parked += by
-		if a.parked == 0 && a.standing == 0 && a.kept && !s.keeping {
-			a.kept, a.left = false, s.now
+		if a.parked == 0 && a.standing == 0 && a.kept != forgets && !s.keeping {
+			a.kept, a.left = forgets, s.now
 		}
 	}
 }
@@ -192,7 +192,13 @@ func (s *Scheduler) exit(st *standing, domain int) {
 		above := n.parent.account(domain)
 		above.waitingWeight -= n.limits.weight
 		above.waitingRunning -= int64(a.running)
-		a.left, a.kept = s.now, s.keeping || a.parked > 0
+		a.left, a.kept = s.now, forgets
+		switch {
+		case s.keeping:
+			a.kept = keeps
+		case a.parked > 0:
+			a.kept = capped
+		}
 		s.refreshOthers(n.parent, st.up, domain)
 	}
 }
@@ -264,9 +270,11 @@ func (s *Scheduler) charge(b *band, n, side *node, l *lease) {
 // chargeOne charges one node, which is not the fleet, and returns its start tag.
 func (s *Scheduler) chargeOne(n *node, l *lease) int64 {
 	a, above := n.account(l.domain), n.parent.account(l.domain)
-	if a.standing > 0 {
+	switch {
+	case a.standing > 0:
 		above.waitingRunning++
-	} else if !a.kept {
+		a.finish = max(a.finish, above.virtual-s.settings.creditCap)
+	case a.kept == forgets:
 		a.finish = a.start(s.now, above.virtual, &s.settings)
 		a.left = s.now
 	}
@@ -399,8 +407,8 @@ func (s *Scheduler) rebuild(change func()) {
 func (s *Scheduler) kept() {
 	for _, n := range s.nodes {
 		for d := range n.accounts {
-			if a := &n.accounts[d]; a.standing == 0 && a.parked == 0 && a.kept {
-				a.kept, a.left = false, s.now
+			if a := &n.accounts[d]; a.standing == 0 && a.parked == 0 && a.kept != forgets {
+				a.kept, a.left = forgets, s.now
 			}
 		}
 	}
@@ -411,7 +419,7 @@ func (s *Scheduler) joinAccounts(from, to int) {
 	lag := func(n *node, domain int) int64 {
 		a := n.account(domain)
 		lag := a.finish - n.parent.account(domain).virtual
-		if lag < 0 && !a.kept && a.running == 0 {
+		if lag < 0 && a.kept == forgets && a.running == 0 {
 			return 0
 		}
 		return lag
@@ -427,7 +435,7 @@ func (s *Scheduler) joinAccounts(from, to int) {
 	for _, n := range s.nodes {
 		a, b := n.account(to), n.account(from)
 		a.running += b.running
-		a.kept = a.kept || b.kept
+		a.kept = max(a.kept, b.kept)
 		a.left, a.virtual = max(a.left, b.left), max(a.virtual, b.virtual)
 		*b = account{}
 	}

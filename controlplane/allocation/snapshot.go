@@ -44,11 +44,11 @@ type (
 		Accounts []savedAccount   `json:"accounts,omitempty"`
 	}
 	savedAccount struct {
-		Domain  int   `json:"domain"`
-		Finish  int64 `json:"finish,omitempty"`
-		Virtual int64 `json:"virtual,omitempty"`
-		Left    int64 `json:"left,omitempty"`
-		Waited  bool  `json:"waited,omitempty"`
+		Domain  int     `json:"domain"`
+		Finish  int64   `json:"finish,omitempty"`
+		Virtual int64   `json:"virtual,omitempty"`
+		Left    int64   `json:"left,omitempty"`
+		Kept    keeping `json:"kept,omitempty"`
 	}
 	savedLease struct {
 		GitLab string `json:"gitlab"`
@@ -93,8 +93,11 @@ func (s *Scheduler) Snapshot(now time.Time) []byte {
 			if n.parent != nil {
 				a.finish -= perWeight(cost, n.limits.weight)
 			}
-			if a.finish != 0 || a.virtual != 0 || a.left != 0 || a.standing > 0 {
-				saved.Accounts = append(saved.Accounts, savedAccount{d, a.finish, a.virtual, a.left, a.standing > 0 || a.kept})
+			if a.standing > 0 {
+				a.kept = keeps
+			}
+			if a.finish != 0 || a.virtual != 0 || a.left != 0 || a.kept != forgets {
+				saved.Accounts = append(saved.Accounts, savedAccount{d, a.finish, a.virtual, a.left, a.kept})
 			}
 		}
 		state.Nodes = append(state.Nodes, saved)
@@ -248,7 +251,7 @@ func (s *Scheduler) Restore(now time.Time, snapshot []byte) error {
 			s.projects[projectKey{n.gitlab, n.id}] = n
 		}
 		for _, a := range saved.Accounts {
-			*n.account(a.Domain) = account{finish: a.Finish, virtual: a.Virtual, left: a.Left, kept: a.Waited}
+			*n.account(a.Domain) = account{finish: a.Finish, virtual: a.Virtual, left: a.Left, kept: a.Kept}
 		}
 	}
 	for _, saved := range state.Pools {
@@ -280,7 +283,7 @@ func (state *savedState) check() error {
 			return fmt.Errorf("node %d (%q) has %d job names, %d are allowed", i, n.Name, len(n.Names), learnedNames)
 		}
 		for _, a := range n.Accounts {
-			if a.Domain < 0 || a.Domain >= domains {
+			if a.Domain < 0 || a.Domain >= domains || a.Kept > keeps {
 				return fmt.Errorf("node %d (%q) has an account in domain %d", i, n.Name, a.Domain)
 			}
 		}
