@@ -12,6 +12,9 @@ import (
 	"pgregory.net/rapid"
 )
 
+// start is when the histories begin.
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // op is one thing that happens to a fleet. What its numbers mean depends on what there is when it happens, so that any
 // sequence is a history, and a shorter one too.
 type op struct {

@@ -51,6 +51,7 @@ func (d *Dispatcher) adoptLocked(a *agent, h *fleetv1.Hello) (busy bool) {
 		l, old := &lease{agent: a, runner: j.runner}, j.lease
 		j.lease = l
 		a.leases[l], j.runner.leases[l] = struct{}{}, struct{}{}
+		d.accountLocked(j)
 		if old != nil {
 			d.releaseLocked(old)
 		}

@@ -26,14 +26,16 @@ type agent struct {
 	slots     int
 	draining  bool
 
-	session  *session // nil while it is away
-	lastSeen time.Time
-	leases   map[*lease]struct{}
-	jobs     map[int64]*job // those whose current epoch is for it, reported ones excluded
-	pools    []*pool        // while it is here
-	lost     loss           // runs while it is away with jobs
-	unheard  bool           // it has not been here since the control plane was started
-	trace    *traceStream
+	session       *session // nil while it is away
+	lastSeen      time.Time
+	leases        map[*lease]struct{}
+	jobs          map[int64]*job // those whose current epoch is for it, reported ones excluded
+	pools         []*pool        // while it is here
+	poolNames     []string       // theirs
+	protectedOnly bool           // it takes jobs of protected refs only
+	lost          loss           // runs while it is away with jobs
+	unheard       bool           // it has not been here since the control plane was started
+	trace         *traceStream
 }
 
 func (d *Dispatcher) agentLocked(id, name string) *agent {
@@ -91,7 +93,7 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	}
 	d.awaitLocked(a)
 	d.returnedLocked(a)
-	d.serveAgentLocked(a)
+	d.roomLocked(a)
 }
 
 // verdictLocked answers for one job that an agent says it holds.

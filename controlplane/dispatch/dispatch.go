@@ -11,10 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/controlplane/allocation"
 	"github.com/switchyard-ci/switchyard/controlplane/cachestore"
+	"github.com/switchyard-ci/switchyard/controlplane/placement"
+	"github.com/switchyard-ci/switchyard/controlplane/policy"
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
@@ -46,6 +50,11 @@ type Config struct {
 	PingPeriod time.Duration
 	// StopAfter and LostAfter are the lease of the jobs of all runners that have none of their own.
 	StopAfter, LostAfter time.Duration
+	// Policy is that of fair usage; nil is policy.Default. SetPolicy changes it.
+	Policy *policy.Policy
+	// Shares are the accounts of fair usage that Dispatcher.Shares returned last; nil if there are none.
+	Shares []byte
+
 	// ComeBack is what agents are told to wait when the control plane stops.
 	ComeBack time.Duration
 	Logger   *slog.Logger
@@ -57,8 +66,9 @@ type Runner struct {
 	URL         string // of the GitLab
 	Executor    string
 	Selector    registry.Selector
-	Limit       int   // jobs at once; 0 for no limit
-	OutputLimit int64 // bytes of trace per job
+	Scope       allocation.Scope // what it is registered for, as far as its token says
+	Limit       int              // jobs at once; 0 for no limit
+	OutputLimit int64            // bytes of trace per job
 	// StopAfter is S: an agent that has had no answer for so long stops the runner's jobs. LostAfter is L: after so long
 	// without a word of an agent they are reported as lost. L must exceed S by the time that stopping takes. Both are 0 for
 	// those of Config.
@@ -115,6 +125,13 @@ type Dispatcher struct {
 	jobs    map[int64]*job
 	// awaited are the jobs that wait for an agent to come back, by its id.
 	awaited map[string][]*job
+	known   map[allocation.JobKey]*job // the same
+
+	policy  *policy.Policy
+	shares  *allocation.Scheduler
+	warmth  placement.Warmth
+	stalled map[*runner]struct{} // those with stalls
+
 	// inserting are the jobs that are being stored.
 	inserting map[gitLabJob]bool
 }
@@ -147,9 +164,15 @@ func New(cfg Config) (*Dispatcher, error) {
 		pools:   make(map[string]*pool),
 		agents:  make(map[string]*agent),
 		jobs:    make(map[int64]*job),
+		known:   make(map[allocation.JobKey]*job),
+		policy:  cfg.Policy,
+		stalled: make(map[*runner]struct{}),
 
 		awaited:   make(map[string][]*job),
 		inserting: make(map[gitLabJob]bool),
+	}
+	if d.policy == nil {
+		d.policy = policy.Default()
 	}
 	d.stopping, d.stop = context.WithCancel(context.Background())
 	for _, r := range cfg.Runners {
@@ -161,7 +184,8 @@ func New(cfg Config) (*Dispatcher, error) {
 		}
 		d.runners[r.Name] = newRunner(r, d.poolLocked(r.Executor, r.Selector))
 	}
-	return d, nil
+	d.shares = allocation.New(d.policy.Allocation(d.gitlabs()))
+	return d, d.restoreShares()
 }
 
 func orDefault(d, def time.Duration) time.Duration {
@@ -215,7 +239,7 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 	case store.JobClaimed:
 		l = life{phase: confirming, payload: true, ran: true, found: true}
 		if r.pool == nil {
-			_ = l.conclude(fmt.Sprintf("runner %q is no longer configured in the control plane", row.Runner), runnerapi.ReasonRunnerSystem)
+			l.hopeless = fmt.Sprintf("runner %q is no longer configured in the control plane", row.Runner)
 		}
 	case store.JobStarted:
 		l.phase, l.slot, l.confirmed, l.payload = started, true, true, true
@@ -236,6 +260,9 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 	if j.life.phase == confirming {
 		d.awaitedLocked(j)
 	}
+	if r.pool != nil {
+		d.rankLocked(j)
+	}
 	if l.agent != "" {
 		a := d.agentLocked(l.agent, d.cfg.AgentName(l.agent))
 		if a.lastSeen.IsZero() { // nothing is known of the time before
@@ -245,6 +272,7 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 		if l.slot {
 			j.lease = &lease{agent: a, runner: r}
 			a.leases[j.lease], r.leases[j.lease] = struct{}{}, struct{}{}
+			d.resumeLocked(j)
 		}
 		d.awaitJobLocked(a, j)
 	}
@@ -262,14 +290,19 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 		return fmt.Errorf("take over a job of runner %q: %w", name, ErrUnknownRunner)
 	}
 	claim := gitLabJob{r.URL, c.Envelope.ID}
-	if d.inserting[claim] {
+	row := newRow(r, c)
+	j := d.newJob(store.Job{
+		Runner: row.Runner, GitLabURL: row.GitLabURL, GitLabJobID: row.GitLabJobID, Envelope: row.Envelope, ClaimedAt: row.ClaimedAt,
+	}, r, life{})
+	if d.inserting[claim] || d.known[j.key()] != nil {
 		d.twiceLocked(r, res, c)
 		return nil
 	}
 	d.inserting[claim] = true
-	row := newRow(r, c)
-	if res != nil && res.lease != nil {
-		row.Agent = res.lease.agent.id
+	d.rankLocked(j)
+	d.seatLocked(j, res.takeLocked())
+	if j.lease != nil {
+		row.Agent = j.lease.agent.id
 	}
 	d.mu.Unlock()
 	stored, err := d.cfg.Store.InsertJob(ctx, row)
@@ -277,17 +310,23 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 	d.mu.Lock()
 	delete(d.inserting, claim)
 	known := errors.Is(err, store.ErrExists)
-	switch {
-	case known && (d.jobs[stored.ID] != nil || stored.State != store.JobClaimed):
-		d.twiceLocked(r, res, c)
-		return nil
-	case err != nil && !known:
+	if known && stored.State != store.JobClaimed || err != nil && !known {
+		if l := d.unseatLocked(j); l != nil {
+			res.giveLocked(l)
+		}
+		if known {
+			d.twiceLocked(r, res, c)
+			return nil
+		}
 		return fmt.Errorf("store job %d of %s: %w", c.Envelope.ID, r.URL, err)
 	}
 	// A row that is known although nobody drives it is from a call whose answer was lost.
-	j := d.newJob(stored, r, life{phase: placing, payload: true, fresh: !known, ran: known, probe: !known && r.twoPhase.wantsProbe(time.Now())})
-	if l := res.takeLocked(); l != nil {
-		j.lease = l
+	j.row = stored
+	j.life = life{
+		phase: placing, epoch: stored.Epoch, dice: rand.Float64, payload: true, fresh: !known, ran: known,
+		probe: !known && r.twoPhase.wantsProbe(time.Now()),
+	}
+	if l := j.lease; l != nil {
 		j.life.slot, j.life.agent = true, l.agent.id
 		j.life.online = l.agent.session != nil && !l.agent.draining
 	}

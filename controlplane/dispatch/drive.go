@@ -1,7 +1,6 @@
 package dispatch
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/switchyard-ci/switchyard/controlplane/allocation"
+	"github.com/switchyard-ci/switchyard/controlplane/policy"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
@@ -31,12 +32,18 @@ type job struct {
 	row    store.Job // as it was stored first; life has the current epoch
 	runner *runner
 
-	life    life
-	lease   *lease
-	holder  *agent        // the agent of life
-	place   *list.Element // in runner.waiting
-	todo    []action      // what is still to be done; the first is being done
-	driving bool          // somebody is at todo
+	life   life
+	lease  *lease
+	holder *agent // the agent of life
+
+	rank     policy.Ranking // what the policy's rules say
+	class    int            // as allocation counts it
+	standing standing       // what allocation knows
+	told     allocation.Job // the same
+	parked   string         // why no agent can have it now; empty if that is not so
+
+	todo    []action // what is still to be done; the first is being done
+	driving bool     // somebody is at todo
 	timer   *time.Timer
 	begun   time.Time // when the agent said that it runs
 	whereabouts
@@ -51,6 +58,7 @@ func (d *Dispatcher) newJob(row store.Job, r *runner, l life) *job {
 // enterLocked takes a job in.
 func (d *Dispatcher) enterLocked(j *job) {
 	d.jobs[j.row.ID] = j
+	d.known[j.key()] = j
 	if j.life.phase < finished {
 		j.runner.jobs[j.row.ID] = j
 	}
@@ -99,25 +107,27 @@ func (j *job) rearm() {
 func (d *Dispatcher) settleLocked(j *job) {
 	r := j.runner
 	j.bindLocked(d.agents[j.life.agent])
-	if l := j.lease; l != nil && !j.life.slot {
+	l := j.lease
+	if l != nil && !j.life.slot {
 		j.lease = nil
-		d.releaseLocked(l)
+	} else {
+		l = nil
 	}
-	wants := false
+	over := false
 	if _, ok := r.jobs[j.row.ID]; ok && j.life.phase >= finished {
 		delete(r.jobs, j.row.ID)
-		wants = true
+		over = true
 	}
+	if j.parked != "" && !j.life.asked {
+		j.parked = ""
+		delete(r.pool.parked, j)
+	}
+	was := j.standing
+	d.accountLocked(j)
 	switch {
-	case j.life.asked && j.place == nil:
-		j.place = r.waiting.PushBack(j)
-		wants = true
-	case !j.life.asked && j.place != nil:
-		r.waiting.Remove(j.place)
-		j.place = nil
-		r.rankLocked()
-	}
-	if wants {
+	case l != nil:
+		d.releaseLocked(l)
+	case over, j.standing == queued && was != queued, j.standing == absent && was != absent:
 		d.serveRunnerLocked(r)
 	}
 }
@@ -174,6 +184,9 @@ func (d *Dispatcher) drive(j *job) {
 	if j.life.phase == ended {
 		j.bindLocked(nil)
 		delete(d.jobs, j.row.ID)
+		if d.known[j.key()] == j {
+			delete(d.known, j.key())
+		}
 	}
 }
 

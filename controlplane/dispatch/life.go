@@ -91,6 +91,7 @@ const (
 	evFinished                  // the result is persisted, or cannot be
 	evCancel                    // GitLab wants the job stopped
 	evReported                  // GitLab has the result, or wants nothing more
+	evHopeless                  // nobody will ever run the job
 )
 
 // gitlabVerdict is what an answer of GitLab's to PUT means for a job that has not started.
@@ -156,19 +157,20 @@ type life struct {
 	cancel cancelMode
 	result *store.Result
 
-	probe      bool // the job is to find out whether GitLab has two-phase commit, before it starts
-	probing    bool // that PUT state=pending is under way
-	ran        bool // PUT state=running may have been sent: from then on 400 to pending says nothing of two-phase commit
-	confirmed  bool // GitLab says that the job is running, so keep-alives are touches
-	fresh      bool // the epoch was persisted with the claim and for agent: it can be offered as it is
-	unreported bool // GitLab wants nothing more of the job
-	payload    bool // the payload may still be needed
-	truncated  bool // nobody will send more of the trace
-	found      bool // it was in the store, unstarted, when the control plane was started
-	awaits     bool // the agent that it was meant for then has not been heard of
-	adopting   bool // that an agent has begun it is being written down
-	adopted    bool // an agent had begun it, so it needs nothing more for that
-	unsaved    bool // the store has no room for the result; the agent is not told that it is safe
+	probe      bool   // the job is to find out whether GitLab has two-phase commit, before it starts
+	probing    bool   // that PUT state=pending is under way
+	ran        bool   // PUT state=running may have been sent: from then on 400 to pending says nothing of two-phase commit
+	confirmed  bool   // GitLab says that the job is running, so keep-alives are touches
+	fresh      bool   // the epoch was persisted with the claim and for agent: it can be offered as it is
+	unreported bool   // GitLab wants nothing more of the job
+	payload    bool   // the payload may still be needed
+	truncated  bool   // nobody will send more of the trace
+	found      bool   // it was in the store, unstarted, when the control plane was started
+	awaits     bool   // the agent that it was meant for then has not been heard of
+	adopting   bool   // that an agent has begun it is being written down
+	adopted    bool   // an agent had begun it, so it needs nothing more for that
+	unsaved    bool   // the store has no room for the result; the agent is not told that it is safe
+	hopeless   string // nobody will ever run the job: why; it is accepted in GitLab and then failed
 
 	wakeAt   time.Time      // next evTick; zero for none
 	resumeAt time.Time      // placing: no slot is asked for before
@@ -220,6 +222,8 @@ func (l *life) step(now time.Time, ev event) []action {
 		return l.stop(ev.cancel, ev.reason)
 	case evReported:
 		return l.gone()
+	case evHopeless:
+		return l.despair(ev.reason)
 	}
 	panic(fmt.Sprintf("dispatch: unknown event %d", ev.kind))
 }
@@ -227,7 +231,7 @@ func (l *life) step(now time.Time, ev event) []action {
 func (l *life) begin(now time.Time) []action {
 	switch l.phase {
 	case confirming:
-		return []action{{kind: actPending}}
+		return []action{l.confirm()}
 	case placing:
 		l.keepAt = now.Add(pendingKeepAlive)
 		return append(l.beginPlacing(now), l.ask()...)
@@ -279,6 +283,27 @@ func (l *life) wait(now time.Time) []action {
 		l.wakeAt = l.resumeAt
 	}
 	return acts
+}
+
+// confirm asks whether the job is still ours. One that nobody will run is accepted: only then can it be failed.
+func (l *life) confirm() action {
+	if l.hopeless != "" {
+		return l.run()
+	}
+	return action{kind: actPending}
+}
+
+// despair: nobody will ever run the job.
+func (l *life) despair(why string) []action {
+	if l.phase > placing || l.hopeless != "" {
+		return nil
+	}
+	l.hopeless = why
+	if l.confirmed {
+		return l.refuse(why, runnerapi.ReasonRunnerSystem)
+	}
+	l.phase, l.asked, l.wakeAt = confirming, false, time.Time{}
+	return []action{l.confirm()}
 }
 
 func (l *life) keepAlive() action {
@@ -348,7 +373,7 @@ func (l *life) tick(now time.Time) []action {
 	l.wakeAt = time.Time{}
 	switch l.phase {
 	case confirming:
-		return []action{{kind: actPending}}
+		return []action{l.confirm()}
 	case placing:
 		return l.wait(now)
 	case offered:
@@ -376,6 +401,7 @@ func (l *life) pending(now time.Time, ev event) []action {
 	case l.phase != confirming:
 	case ev.verdict == verdictRetry:
 		l.wakeAt = now.Add(l.backoff(ev.retry))
+	case l.hopeless != "": // that it is accepted is what is waited for
 	default:
 		return l.place(now, l.patience())
 	}
@@ -389,6 +415,9 @@ func (l *life) running(now time.Time, ev event) []action {
 	switch {
 	case l.phase == placing: // the job waits for another agent
 		return l.wait(now)
+	case l.phase == confirming && l.hopeless != "":
+		l.wakeAt = now.Add(l.backoff(ev.retry))
+		return nil
 	case l.phase != accepted:
 		return nil
 	case !l.online:
@@ -424,6 +453,9 @@ func (l *life) answered(now time.Time, ev event) (acts []action, over bool) {
 		if l.phase == placing {
 			l.keepAt = now.Add(l.backoff(ev.retry))
 		}
+	}
+	if l.confirmed && l.hopeless != "" {
+		return l.refuse(l.hopeless, runnerapi.ReasonRunnerSystem), true
 	}
 	if l.confirmed && l.cancel != cancelNone {
 		return l.refuse("the job was canceled before it started", runnerapi.ReasonCanceled), true

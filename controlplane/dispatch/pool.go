@@ -1,7 +1,6 @@
 package dispatch
 
 import (
-	"github.com/switchyard-ci/switchyard/controlplane/allocation"
 	"github.com/switchyard-ci/switchyard/controlplane/placement"
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
@@ -11,11 +10,11 @@ import (
 // pool is the agents that serve the runners with one executor and one selector. An agent is in its pools while its
 // session is up.
 type pool struct {
+	name     string // for allocation
 	executor string
 	selector registry.Selector
 	agents   placement.Pool
-	jobs     allocation.Queue // runners with jobs that wait for an agent: served before claims
-	claims   allocation.Queue // runners that wait for a slot to claim with
+	parked   map[*job]struct{} // that wait until some agent has more room
 
 	slots  int
 	kinds  map[kind]int // how many agents of each kind there are
@@ -50,7 +49,7 @@ func (d *Dispatcher) poolLocked(executor string, s registry.Selector) *pool {
 	key := executor + " " + s.String()
 	p := d.pools[key]
 	if p == nil {
-		p = &pool{executor: executor, selector: s, kinds: make(map[kind]int)}
+		p = &pool{name: key, executor: executor, selector: s, kinds: make(map[kind]int), parked: make(map[*job]struct{})}
 		d.pools[key] = p
 	}
 	return p
@@ -60,7 +59,7 @@ func (d *Dispatcher) poolLocked(executor string, s registry.Selector) *pool {
 func (d *Dispatcher) joinPoolsLocked(a *agent) {
 	for _, p := range d.pools {
 		if _, ok := a.executors[p.executor]; ok && p.selector.Matches(a.labels) {
-			a.pools = append(a.pools, p)
+			a.pools, a.poolNames = append(a.pools, p), append(a.poolNames, p.name)
 			p.count(a, 1)
 		}
 	}
@@ -73,7 +72,7 @@ func (a *agent) leavePoolsLocked() {
 		p.agents.Remove(a.id)
 		p.count(a, -1)
 	}
-	a.pools = nil
+	a.pools, a.poolNames = nil, nil
 }
 
 func (p *pool) count(a *agent, by int) {

@@ -275,7 +275,7 @@ func (d *Dispatcher) message(s *session, m *fleetv1.SessionRequest) error {
 	case *fleetv1.SessionRequest_AgentStatus:
 		a.draining = msg.AgentStatus.GetDraining()
 		a.offerRoomLocked()
-		d.serveAgentLocked(a)
+		d.roomLocked(a)
 	}
 	return nil
 }

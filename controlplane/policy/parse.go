@@ -10,6 +10,7 @@ import (
 	"cel.dev/cel-go/cel"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/switchyard-ci/switchyard/controlplane/placement"
 	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
@@ -33,16 +34,18 @@ func (r *reading) policy(root *yaml.Node) *Policy {
 		"share": func(n *yaml.Node, at string) {
 			p.Mode = Mode(r.Choice(n, at, string(Fair), string(GitLab), string(FIFO)))
 		},
-		"ageing":      func(n *yaml.Node, at string) { p.Ageing = r.Duration(n, at, 0, longest) },
-		"credit":      func(n *yaml.Node, at string) { p.Credit = r.Duration(n, at, 0, longest) },
-		"half_life":   func(n *yaml.Node, at string) { p.HalfLife = r.Duration(n, at, 0, longest) },
-		"first_guess": func(n *yaml.Node, at string) { p.FirstGuess = r.Duration(n, at, time.Second, longest) },
-		"classes":     func(*yaml.Node, string) {},
-		"projects":    func(n *yaml.Node, at string) { r.Mapping(n, at, r.share(&p.Projects)); r.checkShare(n, at, p.Projects) },
-		"nodes":       func(n *yaml.Node, at string) { p.Nodes = r.nodes(n, at, p.Classes) },
-		"runners":     func(n *yaml.Node, at string) { p.Runners = r.runners(n, at) },
-		"placement":   func(n *yaml.Node, at string) { p.Places = r.places(n, at) },
-		"rules":       func(n *yaml.Node, _ string) { rules = n },
+		"ageing":         func(n *yaml.Node, at string) { p.Ageing = r.Duration(n, at, time.Second, longest) },
+		"class_patience": func(n *yaml.Node, at string) { p.ClassPatience = r.Duration(n, at, time.Second, longest) },
+		"credit":         func(n *yaml.Node, at string) { p.Credit = r.Duration(n, at, time.Second, longest) },
+		"half_life":      func(n *yaml.Node, at string) { p.HalfLife = r.Duration(n, at, time.Second, longest) },
+		"first_guess":    func(n *yaml.Node, at string) { p.FirstGuess = r.Duration(n, at, time.Second, longest) },
+		"classes":        func(*yaml.Node, string) {},
+		"projects":       func(n *yaml.Node, at string) { r.Mapping(n, at, r.share(&p.Projects)); r.checkShare(n, at, p.Projects) },
+		"groups":         func(n *yaml.Node, at string) { r.Mapping(n, at, r.share(&p.Groups)); r.checkShare(n, at, p.Groups) },
+		"nodes":          func(n *yaml.Node, at string) { p.Nodes = r.nodes(n, at, p.Classes) },
+		"runners":        func(n *yaml.Node, at string) { p.Runners = r.runners(n, at) },
+		"placement":      func(n *yaml.Node, at string) { p.Places = r.places(n, at) },
+		"rules":          func(n *yaml.Node, _ string) { rules = n },
 	})
 	if rules != nil { // after the nodes, which grant classes
 		p.rules = r.rules(rules, "rules", p.Classes)
@@ -75,18 +78,24 @@ func (r *reading) classes(n *yaml.Node, path string) []string {
 
 // share are the keys of a Share.
 func (r *reading) share(s *Share) yamlform.Fields {
-	number := func(to *int, lowest, highest int64) func(*yaml.Node, string) {
+	slots := func(to *int) func(*yaml.Node, string) {
 		return func(n *yaml.Node, at string) {
-			if v, ok := r.Number(n, at, lowest, highest, ""); ok {
+			if yamlform.Resolve(n).Value == "none" {
+				*to = Unlimited
+			} else if v, ok := r.Number(n, at, 1, maxSlots, "none takes away what the defaults say"); ok {
 				*to = int(v)
 			}
 		}
 	}
 	return yamlform.Fields{
-		"weight":     number(&s.Weight, 1, maxWeight),
-		"guaranteed": number(&s.Guaranteed, 0, maxSlots),
-		"soft_quota": number(&s.Soft, 1, maxSlots),
-		"hard_quota": number(&s.Hard, 1, maxSlots),
+		"weight": func(n *yaml.Node, at string) {
+			if v, ok := r.Number(n, at, 1, maxWeight, ""); ok {
+				s.Weight = int(v)
+			}
+		},
+		"guaranteed": slots(&s.Guaranteed),
+		"soft_quota": slots(&s.Soft),
+		"hard_quota": slots(&s.Hard),
 		"paused":     func(n *yaml.Node, at string) { s.Paused = r.Boolean(n, at) },
 	}
 }
@@ -106,7 +115,7 @@ func (r *reading) nodes(n *yaml.Node, path string, classes []string) []Node {
 	var nodes []Node
 	seen := make(map[[2]string]string)
 	r.List(n, path, maxNodes, func(item *yaml.Node, at string) {
-		node := Node{Share: Share{Weight: 1}}
+		var node Node
 		known := r.share(&node.Share)
 		known["gitlab"] = func(n *yaml.Node, at string) { node.GitLab = r.address(n, at) }
 		known["path"] = func(n *yaml.Node, at string) { node.Path = r.path(n, at) }
@@ -177,10 +186,11 @@ func (r *reading) class(n *yaml.Node, path string, classes []string) string {
 func (r *reading) runners(n *yaml.Node, path string) []Runner {
 	var runners []Runner
 	r.List(n, path, maxRunners, func(item *yaml.Node, at string) {
-		x := Runner{Share: Share{Weight: 1}, Hold: DefaultHold, AheadFor: maxAhead}
+		x := Runner{Hold: DefaultHold, AheadFor: maxAhead}
 		known := r.share(&x.Share)
 		known["name"] = func(n *yaml.Node, at string) { x.Name, _ = r.Text(n, at) }
-		known["path"] = func(n *yaml.Node, at string) { x.Path = r.path(n, at) }
+		known["group"] = func(n *yaml.Node, at string) { x.Group = r.path(n, at) }
+		known["project"] = func(n *yaml.Node, at string) { x.Project = r.path(n, at) }
 		known["hold"] = func(n *yaml.Node, at string) {
 			if v, ok := r.Number(n, at, 1, maxHold, ""); ok {
 				x.Hold = int(v)
@@ -203,6 +213,8 @@ func (r *reading) runners(n *yaml.Node, path string) []Runner {
 		case x.Name == "" && yamlform.Value(item, "name") == nil:
 			r.Problem(item, at+".name", "is missing", "name a runner of switchyard.yaml")
 		case x.Name == "":
+		case x.Group != "" && x.Project != "":
+			r.Problem(item, at, "has a group and a project", "a runner is registered for one of them")
 		case i >= 0:
 			r.Problem(item, at, fmt.Sprintf("%s is there already, as %s[%d]", x.Name, path, i), "put them together")
 		default:
@@ -216,7 +228,7 @@ func (r *reading) runners(n *yaml.Node, path string) []Runner {
 func (r *reading) places(n *yaml.Node, path string) []Place {
 	var places []Place
 	r.List(n, path, maxRunners, func(item *yaml.Node, at string) {
-		x := Place{Strategy: Spread, Warm: true}
+		x := Place{Strategy: placement.Spread, Warm: true}
 		if !r.Mapping(item, at, yamlform.Fields{
 			"runners": func(n *yaml.Node, at string) {
 				r.List(n, at, maxRunners, func(item *yaml.Node, at string) {
@@ -225,7 +237,9 @@ func (r *reading) places(n *yaml.Node, path string) []Place {
 					}
 				})
 			},
-			"strategy":  func(n *yaml.Node, at string) { x.Strategy = Strategy(r.Choice(n, at, string(Spread), string(Pack))) },
+			"strategy": func(n *yaml.Node, at string) {
+				x.Strategy = placement.Strategy(r.Choice(n, at, string(placement.Spread), string(placement.Pack)))
+			},
 			"warm":      func(n *yaml.Node, at string) { x.Warm = r.Boolean(n, at) },
 			"warm_wait": func(n *yaml.Node, at string) { x.WarmWait = r.Duration(n, at, 0, 5*time.Minute) },
 		}) {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/controlplane/allocation"
+	"github.com/switchyard-ci/switchyard/controlplane/placement"
 	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
@@ -17,11 +19,11 @@ const (
 	maxNodes    = 20000
 	maxRunners  = 1000
 	maxRules    = 200
-	maxClasses  = 16
+	maxClasses  = allocation.MaxClass + 1
 	maxWeight   = 1000
 	maxSlots    = 1000000
 	maxPriority = 1000
-	maxHold     = 100
+	maxHold     = 100000
 	maxAhead    = 5 * time.Minute
 	longest     = 30 * 24 * time.Hour
 )
@@ -46,34 +48,40 @@ const ClassNormal = "normal"
 // goroutines may use it.
 type Policy struct {
 	Mode Mode
-	// Ageing is the time of waiting after which a job's priority counts one step higher; 0: it never does.
+	// Ageing is the time of waiting after which a job's priority counts one step higher.
 	Ageing time.Duration
-	// Credit is how far a project that used less than its share may be ahead when it comes back, in time of one slot.
+	// ClassPatience is how long jobs of lower classes wait at most while a higher one takes every slot.
+	ClassPatience time.Duration
+	// Credit is how much slot-time a project can catch up that was charged too much or could not be served.
 	Credit time.Duration
-	// HalfLife is the time in which half of what a project has used is forgiven; 0: it is not.
+	// HalfLife is the time in which half of what a project has used beyond the others is forgiven.
 	HalfLife time.Duration
 	// FirstGuess is how long a project's jobs are taken to last before any has ended.
 	FirstGuess time.Duration
 
 	// Classes are the classes of jobs, the one that goes first in front. ClassNormal is always among them.
 	Classes []string
-	// Projects is what holds for every project that Nodes says nothing else about.
-	Projects Share
-	Nodes    []Node
-	Runners  []Runner
+	// Projects and Groups are what holds for every project and group that Nodes says nothing else about.
+	Projects, Groups Share
+	Nodes            []Node
+	Runners          []Runner
 	// Places is how agents are chosen; the first that names a runner, or names none, counts.
 	Places []Place
 
 	rules []rule
 }
 
-// Share is what a node of the tree may have.
+// Unlimited is a quota, or the lack of a minimum, that a node has although the defaults say otherwise.
+const Unlimited = allocation.Unlimited
+
+// Share is what a node of the tree may have. What is 0 is not said: the default for such nodes counts, and without one
+// the weight is 1 and nothing is limited.
 type Share struct {
-	// Weight is the part of the slots in relation to its siblings'; 1 or more.
+	// Weight is the part of the slots in relation to its siblings'.
 	Weight int
-	// Guaranteed is the number of slots up to which it goes before others; 0: none.
+	// Guaranteed is the number of slots up to which it goes before others.
 	Guaranteed int
-	// Soft is the number of slots from which it comes after others, Hard the number that it never exceeds; 0: no limit.
+	// Soft is the number of slots from which it comes after others, Hard the number that it never exceeds.
 	Soft, Hard int
 	// Paused: nothing of it starts.
 	Paused bool
@@ -95,11 +103,13 @@ type Node struct {
 type Runner struct {
 	Name string
 	Share
-	// Path is the group or project that the runner's claims are charged to; empty: the whole GitLab.
-	Path string
+	// Group or Project is what the runner is registered for in GitLab, which its claims are charged to; both empty: it is an
+	// instance runner, or nobody has said.
+	Group, Project string
 	// Hold is how many claimed jobs that may not start now are kept at most before the runner stops claiming.
 	Hold int
-	// Ahead is how many jobs of one project may be claimed without a slot, AheadFor how long such a job waits at most.
+	// Ahead is how many jobs of one project may be claimed without a slot; none more are while the oldest of the runner's
+	// waiting jobs has waited for AheadFor.
 	Ahead    int
 	AheadFor time.Duration
 }
@@ -107,23 +117,12 @@ type Runner struct {
 // DefaultHold is Runner.Hold where the policy says nothing.
 const DefaultHold = 3
 
-// Strategy is how one of several free agents is chosen.
-type Strategy string
-
-// The strategies.
-const (
-	// Spread takes the agent with the most free slots.
-	Spread Strategy = "spread"
-	// Pack takes the agent with the fewest free slots, so that others become idle and can be taken away.
-	Pack Strategy = "pack"
-)
-
 // Place is how agents are chosen for the jobs of some runners.
 type Place struct {
 	Runners  []string // names; none: all
-	Strategy Strategy
-	// Warm says whether an agent that has built the project before is preferred, WarmWait how long a job waits for it at
-	// most, while nobody else wants the slots that are free.
+	Strategy placement.Strategy
+	// Warm says whether an agent that has built the project before is preferred, WarmWait how long a job lets others pass
+	// while such an agent is busy. A slot that nobody else wants is never left idle for that.
 	Warm     bool
 	WarmWait time.Duration
 }
@@ -131,9 +130,9 @@ type Place struct {
 // Default is the policy of a fleet that was given none.
 func Default() *Policy {
 	return &Policy{
-		Mode: Fair, Ageing: 10 * time.Minute, Credit: 10 * time.Minute, HalfLife: time.Hour, FirstGuess: 5 * time.Minute,
-		Classes: []string{ClassNormal}, Projects: Share{Weight: 1},
-		Places: []Place{{Strategy: Spread, Warm: true}},
+		Mode: Fair, Ageing: 5 * time.Minute, ClassPatience: 15 * time.Minute, Credit: time.Hour, HalfLife: time.Hour,
+		FirstGuess: 5 * time.Minute, Classes: []string{ClassNormal},
+		Places: []Place{{Strategy: placement.Spread, Warm: true}},
 	}
 }
 
@@ -168,7 +167,7 @@ func (p *Policy) Runner(name string) Runner {
 			return r
 		}
 	}
-	return Runner{Name: name, Share: Share{Weight: 1}, Hold: DefaultHold}
+	return Runner{Name: name, Hold: DefaultHold}
 }
 
 // Place returns how agents are chosen for a runner's jobs.
@@ -178,5 +177,5 @@ func (p *Policy) Place(runner string) Place {
 			return place
 		}
 	}
-	return Place{Strategy: Spread, Warm: true}
+	return Place{Strategy: placement.Spread, Warm: true}
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/switchyard-ci/switchyard/controlplane/allocation"
+	"github.com/switchyard-ci/switchyard/controlplane/placement"
 	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
@@ -18,7 +20,9 @@ credit: 2m
 half_life: 30m
 first_guess: 1m
 classes: [urgent, normal, background]
+class_patience: 3m
 projects: {hard_quota: 20}
+groups: {weight: 2}
 nodes:
   - path: Group/Platform
     weight: 3
@@ -29,11 +33,12 @@ nodes:
   - gitlab: https://gitlab.example.com/
     path: group/paused
     paused: true
+    hard_quota: none
   - gitlab: https://other.example.com
     weight: 2
 runners:
   - {name: shared, hold: 5, claim_ahead: {jobs: 2, for: 1m}}
-  - {name: big, path: group/platform, weight: 2, hard_quota: 4}
+  - {name: big, group: group/platform, weight: 2, hard_quota: 4}
 placement:
   - {runners: [big], strategy: pack, warm_wait: 10s}
   - {strategy: spread, warm: false}
@@ -54,18 +59,20 @@ func TestEverythingThatAPolicyCanSay(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, texts(warnings))
 	require.Equal(t, Fair, p.Mode)
-	require.Equal(t, []time.Duration{5 * time.Minute, 2 * time.Minute, 30 * time.Minute, time.Minute}, []time.Duration{p.Ageing, p.Credit, p.HalfLife, p.FirstGuess})
-	require.Equal(t, Share{Weight: 1, Hard: 20}, p.Projects)
+	require.Equal(t, []time.Duration{5 * time.Minute, 3 * time.Minute, 2 * time.Minute, 30 * time.Minute, time.Minute},
+		[]time.Duration{p.Ageing, p.ClassPatience, p.Credit, p.HalfLife, p.FirstGuess})
+	require.Equal(t, Share{Hard: 20}, p.Projects)
+	require.Equal(t, Share{Weight: 2}, p.Groups)
 	require.Equal(t, []Node{
 		{Path: "group/platform", Share: Share{Weight: 3, Guaranteed: 2, Soft: 8, Hard: 10}, Classes: []string{"urgent"}},
-		{GitLab: "https://gitlab.example.com", Path: "group/paused", Share: Share{Weight: 1, Paused: true}},
+		{GitLab: "https://gitlab.example.com", Path: "group/paused", Share: Share{Hard: Unlimited, Paused: true}},
 		{GitLab: "https://other.example.com", Share: Share{Weight: 2}},
 	}, p.Nodes)
-	require.Equal(t, Runner{Name: "shared", Share: Share{Weight: 1}, Hold: 5, Ahead: 2, AheadFor: time.Minute}, p.Runner("shared"))
-	require.Equal(t, Runner{Name: "big", Share: Share{Weight: 2, Hard: 4}, Path: "group/platform", Hold: 3, AheadFor: 5 * time.Minute}, p.Runner("big"))
-	require.Equal(t, Runner{Name: "unknown", Share: Share{Weight: 1}, Hold: 3}, p.Runner("unknown"))
-	require.Equal(t, Place{Runners: []string{"big"}, Strategy: Pack, Warm: true, WarmWait: 10 * time.Second}, p.Place("big"))
-	require.Equal(t, Place{Strategy: Spread}, p.Place("shared"))
+	require.Equal(t, Runner{Name: "shared", Hold: 5, Ahead: 2, AheadFor: time.Minute}, p.Runner("shared"))
+	require.Equal(t, Runner{Name: "big", Share: Share{Weight: 2, Hard: 4}, Group: "group/platform", Hold: 3, AheadFor: 5 * time.Minute}, p.Runner("big"))
+	require.Equal(t, Runner{Name: "unknown", Hold: 3}, p.Runner("unknown"))
+	require.Equal(t, Place{Runners: []string{"big"}, Strategy: placement.Pack, Warm: true, WarmWait: 10 * time.Second}, p.Place("big"))
+	require.Equal(t, Place{Strategy: placement.Spread}, p.Place("shared"))
 
 	for want, facts := range map[Ranking]Facts{
 		{Class: "urgent", Priority: 100, Rule: "production"}:    {Protected: true, Environment: "production/eu", Source: "schedule"},
@@ -108,7 +115,7 @@ func TestMistakesAreToldWithTheirPlaces(t *testing.T) {
 		"shares: fair":              `p:1:1: shares: unknown key; did you mean "share"?`,
 		"share: drf":                `p:1:8: share: "drf" is not known; one of fair, gitlab, fifo`,
 		"ageing: 5":                 "p:1:9: ageing: must be a time with its unit, not the number 5; write it like",
-		"half_life: 9000h":          "p:1:12: half_life: 9000h0m0s is not between 0s and 720h0m0s",
+		"half_life: 9000h":          "p:1:12: half_life: 9000h0m0s is not between 1s and 720h0m0s",
 		"classes: [urgent]":         "p:1:10: classes: does not have the class normal; list it where jobs without a class belong",
 		"classes: [Normal]":         `p:1:11: classes[0]: "Normal" cannot be the name of a class`,
 		"classes: [normal, normal]": `p:1:19: classes[1]: "normal" is there twice`,
@@ -125,6 +132,8 @@ func TestMistakesAreToldWithTheirPlaces(t *testing.T) {
 		"runners: [{hold: 3}]":                          "p:1:11: runners[0].name: is missing; name a runner of switchyard.yaml",
 		"runners: [{name: a}, {name: a}]":               "p:1:22: runners[1]: a is there already, as runners[0]; put them together",
 		"runners: [{name: a, claim_ahead: {for: 6m}}]":  "p:1:40: runners[0].claim_ahead.for: 6m0s is not between 1s and 5m0s",
+		"runners: [{name: a, group: g, project: g/p}]":  "p:1:11: runners[0]: has a group and a project; a runner is registered for one of them",
+		"groups: {hard_quota: nothing}":                 `p:1:22: groups.hard_quota: must be a whole number, not the text "nothing"; none takes away what the defaults say`,
 		"placement: [{strategy: best}]":                 `p:1:24: placement[0].strategy: "best" is not known; one of spread, pack`,
 		"placement: [{warm: false, warm_wait: 1s}]":     "p:1:13: placement[0]: has a warm_wait, but warm is false",
 		"rules: [{when: 'true'}]":                       "p:1:9: rules[0]: gives neither a class nor a priority",
@@ -187,6 +196,37 @@ func TestClassesThatNeedAGrant(t *testing.T) {
 	require.True(t, p.NeedsGrant("urgent"))
 	require.False(t, p.NeedsGrant("normal"))
 	require.False(t, p.NeedsGrant("later"))
+}
+
+func TestWhatAllocationIsGiven(t *testing.T) {
+	p, _, err := Parse("p", []byte(everything))
+	require.NoError(t, err)
+	const one, other = "https://gitlab.example.com", "https://other.example.com"
+	a := p.Allocation([]string{one, other})
+	require.Equal(t, allocation.Rule{Weight: 3, Min: 2, Soft: 8, Hard: 10}, a.Nodes[one+"/group/platform"])
+	require.Equal(t, a.Nodes[one+"/group/platform"], a.Nodes[other+"/group/platform"])
+	require.Equal(t, allocation.Rule{Hard: allocation.Unlimited, Paused: true}, a.Nodes[one+"/group/paused"])
+	require.NotContains(t, a.Nodes, other+"/group/paused")
+	require.Equal(t, allocation.Rule{Weight: 2}, a.Nodes[other])
+	require.Equal(t, allocation.Rule{Weight: 2, Hard: 4}, a.Runners["big"])
+	require.Equal(t, allocation.Rule{Hard: 20}, a.Defaults.Project)
+	require.Equal(t, allocation.Fair, a.Mode)
+
+	for _, c := range []struct {
+		class, project string
+		want           int
+		granted        bool
+	}{
+		{"urgent", "Group/Platform/app", 2, true},
+		{"urgent", "group/platform", 2, true},
+		{"urgent", "group/platforms", 1, false},
+		{"normal", "any/project", 1, true},
+		{"background", "any/project", 0, true},
+	} {
+		class, granted := p.Class(c.class, one, c.project)
+		require.Equal(t, c.want, class, c)
+		require.Equal(t, c.granted, granted, c)
+	}
 }
 
 func FuzzParse(f *testing.F) {
