@@ -30,12 +30,13 @@ const (
 )
 
 type cli struct {
-	Run     runCmd     `cmd:"" help:"Run a repository's pipeline on this machine."`
-	Serve   serveCmd   `cmd:"" help:"Run the control plane of a fleet."`
-	Config  configCmd  `cmd:"" help:"Look at the control plane's configuration."`
-	Agents  agentsCmd  `cmd:"" help:"Agents: who is there, and tokens to let more join."`
-	Jobs    jobsCmd    `cmd:"" help:"Jobs that the control plane holds."`
-	Runners runnersCmd `cmd:"" help:"Runners: how they do, and their registration in GitLab."`
+	Run      runCmd      `cmd:"" help:"Run a repository's pipeline on this machine."`
+	Serve    serveCmd    `cmd:"" help:"Run the control plane of a fleet."`
+	Config   configCmd   `cmd:"" help:"Look at the control plane's configuration."`
+	Agents   agentsCmd   `cmd:"" help:"Agents: who is there, and tokens to let more join."`
+	Jobs     jobsCmd     `cmd:"" help:"Jobs that the control plane holds."`
+	Runners  runnersCmd  `cmd:"" help:"Runners: how they do, and their registration in GitLab."`
+	Simulate simulateCmd `cmd:"" help:"Play a load on a number of slots: who gets what, who waits for how long."`
 
 	Version kong.VersionFlag `help:"Print the version."`
 }
