@@ -68,6 +68,7 @@ type Server struct {
 	relay     *relay.Relay
 	pollers   []*polling.Poller
 	clients   *clients
+	sharing   sharing
 	grpc      *grpc.Server
 }
 
@@ -116,7 +117,13 @@ func (s *Server) open(ctx context.Context) error {
 		}
 		runners = append(runners, runner)
 	}
+	s.sharing.store = s.store
+	rules, shares, err := s.sharing.open(ctx)
+	if err != nil {
+		return err
+	}
 	s.dispatch, err = dispatch.New(dispatch.Config{
+		Policy: rules, Shares: shares,
 		Store: s.store, Runners: runners, Identity: s.identity, AgentName: s.agentName, Retired: s.clients.retired,
 		PingPeriod: s.cfg.PingPeriod, StopAfter: s.cfg.StopAfter, LostAfter: s.cfg.LostAfter, Logger: s.log,
 	})
@@ -173,6 +180,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	for _, k := range s.clients.keepers {
 		polls.Go(func() { k.Run(claiming) })
 	}
+	polls.Go(func() { s.saveShares(claiming) })
 	lost := make([]error, len(s.pollers))
 	for i, p := range s.pollers {
 		polls.Go(func() { lost[i] = p.Run(claiming) })

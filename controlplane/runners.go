@@ -84,7 +84,7 @@ func (c *clients) dispatchRunner(r Runner, systemID string) (dispatch.Runner, er
 	}
 	return dispatch.Runner{
 		Settings: r.Settings, Caches: caches,
-		Name: r.Name, URL: r.URL, Executor: r.Executor, Selector: r.Selector, Limit: r.Limit,
+		Name: r.Name, URL: r.URL, Executor: r.Executor, Selector: r.Selector, Limit: r.Limit, Scope: scopeOf(r.Token),
 		OutputLimit: r.OutputLimit, StopAfter: r.StopAfter, LostAfter: r.LostAfter, ShortToken: c.shortToken(r.Name), SystemID: systemID, ID: id.Load,
 		Info: infoOf(r), GitLab: c.byGitLab[gitlabOf(r)],
 	}, nil

@@ -58,8 +58,8 @@ func (p *Policy) number(class string) int {
 // grants says whether a node above a project, or the project itself, grants it a class.
 func (p *Policy) grants(class, gitlab, project string) bool {
 	project = strings.ToLower(project)
-	for _, n := range p.Nodes {
-		if (n.GitLab == "" || n.GitLab == gitlab) && within(project, n.Path) && slices.Contains(n.Classes, class) {
+	for _, n := range p.granting[class] {
+		if (n.GitLab == "" || n.GitLab == gitlab) && within(project, n.Path) {
 			return true
 		}
 	}

@@ -69,6 +69,10 @@ type Policy struct {
 	Places []Place
 
 	rules []rule
+
+	runners  map[string]Runner
+	places   map[string]Place // of the runners that Places names
+	granting map[string][]Node
 }
 
 // Unlimited is a quota, or the lack of a minimum, that a node has although the defaults say otherwise.
@@ -129,11 +133,12 @@ type Place struct {
 
 // Default is the policy of a fleet that was given none.
 func Default() *Policy {
-	return &Policy{
+	p := &Policy{
 		Mode: Fair, Ageing: 5 * time.Minute, ClassPatience: 15 * time.Minute, Credit: time.Hour, HalfLife: time.Hour,
 		FirstGuess: 5 * time.Minute, Classes: []string{ClassNormal},
 		Places: []Place{{Strategy: placement.Spread, Warm: true}},
 	}
+	return p.index()
 }
 
 // Parse reads a policy. name is what the text is called in messages. The error is yamlform.Problems: all mistakes, each
@@ -150,7 +155,7 @@ func Parse(name string, text []byte) (*Policy, []yamlform.Problem, error) {
 	if err := r.Err(); err != nil {
 		return nil, r.Warnings(), err
 	}
-	return p, r.Warnings(), nil
+	return p.index(), r.Warnings(), nil
 }
 
 // NeedsGrant says whether jobs may have the class only where a node grants it: it goes before ClassNormal.
@@ -162,20 +167,45 @@ func needsGrant(classes []string, class string) bool {
 
 // Runner returns what the policy says of a runner, with defaults if it says nothing.
 func (p *Policy) Runner(name string) Runner {
-	for _, r := range p.Runners {
-		if r.Name == name {
-			return r
-		}
+	if r, ok := p.runners[name]; ok {
+		return r
 	}
 	return Runner{Name: name, Hold: DefaultHold}
 }
 
 // Place returns how agents are chosen for a runner's jobs.
 func (p *Policy) Place(runner string) Place {
+	if place, ok := p.places[runner]; ok {
+		return place
+	}
 	for _, place := range p.Places {
-		if len(place.Runners) == 0 || slices.Contains(place.Runners, runner) {
+		if len(place.Runners) == 0 {
 			return place
 		}
 	}
 	return Place{Strategy: placement.Spread, Warm: true}
+}
+
+// index makes what is looked up for each job quick to find.
+func (p *Policy) index() *Policy {
+	p.runners, p.places, p.granting = make(map[string]Runner), make(map[string]Place), make(map[string][]Node)
+	for _, r := range p.Runners {
+		p.runners[r.Name] = r
+	}
+	for _, place := range p.Places {
+		if len(place.Runners) == 0 {
+			break
+		}
+		for _, name := range place.Runners {
+			if _, ok := p.places[name]; !ok {
+				p.places[name] = place
+			}
+		}
+	}
+	for _, n := range p.Nodes {
+		for _, class := range n.Classes {
+			p.granting[class] = append(p.granting[class], n)
+		}
+	}
+	return p
 }

@@ -1,0 +1,173 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/controlplane/allocation"
+	"github.com/switchyard-ci/switchyard/controlplane/policy"
+	"github.com/switchyard-ci/switchyard/controlplane/store"
+	"github.com/switchyard-ci/switchyard/internal/yamlform"
+)
+
+// Documents of the store.
+const (
+	policyDocument = "policy"
+	sharesDocument = "shares"
+)
+
+// saveEvery is how often the accounts of fair usage are written down: what a crash loses of them is forgiven usage.
+const saveEvery = time.Minute
+
+// sharing keeps the policy and the accounts of fair usage over restarts.
+type sharing struct {
+	store interface {
+		store.Documents
+		store.Audit
+	}
+
+	mu     sync.Mutex
+	policy store.Document // Version 0: there is none, and the default counts
+	shares store.Document
+}
+
+// open returns what the store has; a nil snapshot if there is none.
+func (s *sharing) open(ctx context.Context) (*policy.Policy, []byte, error) {
+	var err error
+	if s.shares, err = s.load(ctx, sharesDocument); err != nil {
+		return nil, nil, err
+	}
+	if s.policy, err = s.load(ctx, policyDocument); err != nil {
+		return nil, nil, err
+	}
+	if s.policy.Version == 0 {
+		return policy.Default(), s.shares.Body, nil
+	}
+	p, _, err := policy.Parse("the policy in force", s.policy.Body)
+	if err != nil {
+		return nil, nil, fmt.Errorf("this version of Switchyard does not understand the policy that is in the store (run the version that it was applied with, and apply one that both understand):\n%w", err)
+	}
+	return p, s.shares.Body, nil
+}
+
+func (s *sharing) load(ctx context.Context, name string) (store.Document, error) {
+	d, err := s.store.Document(ctx, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.Document{Name: name}, nil
+	}
+	return d, err
+}
+
+// save writes the accounts down.
+func (s *sharing) save(ctx context.Context, snapshot []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, err := s.store.PutDocument(ctx, store.Document{Name: sharesDocument, Body: snapshot, ChangedAt: time.Now(), ChangedBy: "switchyard"}, s.shares.Version, nil)
+	if err != nil {
+		return fmt.Errorf("save the accounts of fair usage: %w", err)
+	}
+	d.Body = nil
+	s.shares = d
+	return nil
+}
+
+// Policy is a policy of fair usage as it was applied.
+type Policy struct {
+	Text      string
+	Version   int64 // 0: none was ever applied, and the default counts
+	AppliedAt time.Time
+	AppliedBy string
+}
+
+// Policy returns the policy in force.
+func (s *Server) Policy() Policy {
+	s.sharing.mu.Lock()
+	defer s.sharing.mu.Unlock()
+	d := s.sharing.policy
+	return Policy{Text: string(d.Body), Version: d.Version, AppliedAt: d.ChangedAt, AppliedBy: d.ChangedBy}
+}
+
+// ApplyPolicy puts a policy in force, at once and for good, and has it in the audit log who did so. name is what its text
+// is called in messages. The error is yamlform.Problems if the text has mistakes; nothing has changed then. Warnings come
+// with both. With dry nothing changes either.
+func (s *Server) ApplyPolicy(ctx context.Context, name, text, actor string, dry bool) (Policy, []yamlform.Problem, error) {
+	p, warnings, err := policy.Parse(name, []byte(text))
+	if err != nil {
+		return Policy{}, warnings, err
+	}
+	warnings = append(warnings, s.strangers(name, p)...)
+	if dry {
+		return s.Policy(), warnings, nil
+	}
+	s.sharing.mu.Lock()
+	defer s.sharing.mu.Unlock()
+	now := time.Now()
+	d, err := s.sharing.store.PutDocument(ctx, store.Document{Name: policyDocument, Body: []byte(text), ChangedAt: now, ChangedBy: actor}, s.sharing.policy.Version,
+		&store.AuditEntry{At: now, Actor: actor, Action: "policy.apply", Subject: "policy", Detail: text})
+	if err != nil {
+		return Policy{}, warnings, fmt.Errorf("store the policy: %w", err)
+	}
+	s.sharing.policy = d
+	s.dispatch.SetPolicy(p)
+	s.log.Info("a policy of fair usage is in force", "version", d.Version, "by", actor)
+	return Policy{Text: text, Version: d.Version, AppliedAt: d.ChangedAt, AppliedBy: actor}, warnings, nil
+}
+
+// strangers are warnings about runners that a policy names and that are not configured.
+func (s *Server) strangers(name string, p *policy.Policy) []yamlform.Problem {
+	known := make(map[string]bool)
+	for _, r := range s.cfg.Runners {
+		known[r.Name] = true
+	}
+	var warnings []yamlform.Problem
+	for i, r := range p.Runners {
+		if !known[r.Name] {
+			warnings = append(warnings, yamlform.Problem{
+				File: name, Field: fmt.Sprintf("runners[%d].name", i), Message: fmt.Sprintf("there is no runner %q", r.Name),
+				Hint: "the names are those in switchyard.yaml",
+			})
+		}
+	}
+	return warnings
+}
+
+// Audit returns who changed what, the newest first: at most limit entries older than the one with the ID before (0: from
+// the newest).
+func (s *Server) Audit(ctx context.Context, before int64, limit int) ([]store.AuditEntry, error) {
+	return s.store.Audit(ctx, before, limit)
+}
+
+// saveShares writes the accounts down now and then, and once more when ctx ends.
+func (s *Server) saveShares(ctx context.Context) {
+	tick := time.NewTicker(saveEvery)
+	defer tick.Stop()
+	for more := true; more; {
+		select {
+		case <-ctx.Done():
+			more = false
+		case <-tick.C:
+		}
+		saving, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+		if err := s.sharing.save(saving, s.dispatch.Shares()); err != nil && !errors.Is(err, store.ErrFenced) {
+			s.log.Warn("the next start may not remember who has used how much", "error", err)
+		}
+		cancel()
+	}
+}
+
+// scopeOf is what a runner is registered for, as its token says: GitLab marks those of runners that were made in its
+// pages (Ci::Runner#token in GitLab).
+func scopeOf(token string) allocation.Scope {
+	_, rest, _ := strings.Cut(token, "glrt-")
+	switch {
+	case strings.HasPrefix(rest, "t2_"):
+		return allocation.GroupRunner
+	case strings.HasPrefix(rest, "t3_"):
+		return allocation.ProjectRunner
+	}
+	return allocation.InstanceRunner
+}
