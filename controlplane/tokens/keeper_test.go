@@ -88,6 +88,13 @@ func (d *disk) setFail(err error) {
 	d.fail = err
 }
 
+// row returns what is kept for the one runner.
+func (d *disk) row() (row store.RunnerToken, saves int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rows["r"], d.save
+}
+
 // gitlab knows one token.
 type gitlab struct {
 	mu     sync.Mutex
@@ -140,10 +147,34 @@ func (g *gitlab) Knows(_ context.Context, token string) error {
 	return nil
 }
 
+func (g *gitlab) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.resets
+}
+
 func (g *gitlab) set(before, after error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.before, g.after = before, after
+}
+
+// logBuffer is read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // bench runs a keeper in a bubble.
@@ -152,13 +183,13 @@ type bench struct {
 	*Keeper
 	disk    *disk
 	gitlab  *gitlab
-	log     *bytes.Buffer
+	log     *logBuffer
 	changes chan string
 	stop    func()
 }
 
 func newBench(t *testing.T) *bench {
-	return &bench{T: t, disk: &disk{rows: map[string]store.RunnerToken{}}, gitlab: &gitlab{token: "configured", ttl: 100 * day}, log: new(bytes.Buffer)}
+	return &bench{T: t, disk: &disk{rows: map[string]store.RunnerToken{}}, gitlab: &gitlab{token: "configured", ttl: 100 * day}, log: new(logBuffer)}
 }
 
 // start starts a keeper on what is there, as after a restart.
@@ -195,6 +226,12 @@ func (b *bench) verified(in time.Duration) {
 	b.Verified(b.Token(), &at)
 }
 
+// kept is the token in the store.
+func (b *bench) kept() string {
+	row, _ := b.disk.row()
+	return row.Token
+}
+
 func pass(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
@@ -214,14 +251,14 @@ func TestRotationAtThreeQuarters(t *testing.T) {
 		s := b.Status()
 		require.True(t, s.Rotated)
 		require.Empty(t, s.Problem)
-		row := b.disk.rows["r"]
+		row, _ := b.disk.row()
 		digest := sha256.Sum256([]byte("configured"))
 		require.Equal(t, store.RunnerToken{
 			Token: "secret-1", Configured: hex.EncodeToString(digest[:]), ObtainedAt: s.ObtainedAt, ExpiresAt: s.ExpiresAt,
 		}, row)
 		require.Equal(t, 100*day, row.ExpiresAt.Sub(row.ObtainedAt))
 		pass(300 * day)
-		require.Equal(t, 5, b.gitlab.resets, "and so on")
+		require.Equal(t, 5, b.gitlab.count(), "and so on")
 		require.NotContains(t, b.log.String(), "secret")
 		require.NotContains(t, b.log.String(), "token=configured")
 	})
@@ -237,8 +274,9 @@ func TestRestartsDoNotMoveTheRotation(t *testing.T) {
 			pass(day)
 			b.stop()
 		}
-		require.Zero(t, b.gitlab.resets)
-		require.Equal(t, 1, b.disk.save)
+		require.Zero(t, b.gitlab.count())
+		_, saves := b.disk.row()
+		require.Equal(t, 1, saves)
 		b.start(nil)
 		pass(6 * day)
 		require.Equal(t, "secret-1", b.Token())
@@ -256,7 +294,7 @@ func TestTheConfiguredTokenWins(t *testing.T) {
 		b.stop()
 		b.start(func(o *Options) { o.Configured = "another" })
 		require.Equal(t, "another", b.Token())
-		require.Empty(t, b.disk.rows)
+		require.Empty(t, b.kept())
 		require.Contains(t, b.log.String(), "another token than the one that was kept")
 		require.False(t, b.Status().Rotated)
 		b.stop()
@@ -294,17 +332,17 @@ func TestTokensThatDoNotExpireStay(t *testing.T) {
 		b.Verified("configured", nil)
 		b.Verified("not this runner's", new(time.Now().Add(time.Second)))
 		pass(1000 * day)
-		require.Zero(t, b.gitlab.resets)
-		require.Empty(t, b.disk.rows)
+		require.Zero(t, b.gitlab.count())
+		require.Empty(t, b.kept())
 		// GitLab's administrator changes his mind, twice.
 		b.verified(day)
 		synctest.Wait()
-		require.NotEmpty(t, b.disk.rows)
+		require.NotEmpty(t, b.kept())
 		b.Verified("configured", nil)
 		synctest.Wait()
-		require.Empty(t, b.disk.rows)
+		require.Empty(t, b.kept())
 		pass(10 * day)
-		require.Zero(t, b.gitlab.resets)
+		require.Zero(t, b.gitlab.count())
 		b.gitlab.ttl = 0
 		require.NoError(t, b.Rotate(t.Context()))
 		require.Zero(t, b.Status().ExpiresAt)
@@ -334,7 +372,7 @@ func TestATokenIsSavedBeforeItIsUsed(t *testing.T) {
 		require.NoError(t, <-done)
 		require.True(t, <-waited)
 		require.Equal(t, "secret-1", b.Token())
-		require.Equal(t, "secret-1", b.disk.rows["r"].Token)
+		require.Equal(t, "secret-1", b.kept())
 		require.False(t, b.Superseded(t.Context(), "secret-1"))
 	})
 }
@@ -348,7 +386,7 @@ func TestStoppingHearsTheAnswer(t *testing.T) {
 		defer cancel()
 		require.ErrorContains(t, b.Rotate(short), "still being made")
 		b.stop()
-		require.Equal(t, "secret-1", b.disk.rows["r"].Token)
+		require.Equal(t, "secret-1", b.kept())
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		require.ErrorContains(t, b.Rotate(ctx), "wait for the runner's turn", "nobody is there any more")
@@ -414,7 +452,7 @@ func TestALostAnswer(t *testing.T) {
 		b.verified(100 * day)
 		b.gitlab.set(nil, cut)
 		pass(80 * day)
-		require.Equal(t, 1, b.gitlab.resets)
+		require.Equal(t, 1, b.gitlab.count())
 		s := b.Status()
 		require.True(t, s.Lost)
 		require.Contains(t, s.Problem, "nobody has the new one")
