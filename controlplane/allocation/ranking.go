@@ -1,6 +1,7 @@
 package allocation
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -254,11 +255,14 @@ func (s *Scheduler) charge(b *band, n, side *node, l *lease) {
 	}
 	for ; n.parent != nil; n = n.parent {
 		above := n.parent.account(l.domain)
-		v := s.chargeOne(n, l)
-		// The virtual time follows the least of those that could have been served instead.
-		if up := n.parent.in(b); up != nil && len(up.ranks[byTag].items) > 0 {
-			v = min(v, up.ranks[byTag].items[0].key.tag)
+		// The virtual time follows those whose turn it is, also if another is served.
+		turn := int64(math.MaxInt64)
+		if up := n.parent.in(b); up != nil && len(up.jobs) == 0 && len(up.ranks[byTag].items) > 0 {
+			if next := s.best(up); next.node != n {
+				turn = next.key.tag
+			}
 		}
+		v := min(s.chargeOne(n, l), turn)
 		above.virtual = max(above.virtual, v)
 	}
 	n.running++
