@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -70,6 +71,7 @@ type GitLab struct {
 	url      string
 	cancel   context.CancelFunc
 	serving  sync.WaitGroup // the listener's goroutine
+	open     atomic.Int64   // connections
 
 	mu       sync.Mutex
 	rules    []*Rule
@@ -94,6 +96,15 @@ func NewGitLab(upstream http.Handler) (*GitLab, error) {
 	g.server = &http.Server{
 		Handler: http.HandlerFunc(g.serve), ReadHeaderTimeout: time.Minute,
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnState: func(_ net.Conn, s http.ConnState) {
+			switch s {
+			case http.StateNew:
+				g.open.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				g.open.Add(-1)
+			default:
+			}
+		},
 	}
 	g.serving.Go(func() { _ = g.server.Serve(l) })
 	return g, nil
@@ -126,6 +137,10 @@ func (g *GitLab) Injected() map[Kind]int {
 	defer g.mu.Unlock()
 	return maps.Clone(g.counts)
 }
+
+// Connections is how many clients' connections are open. After a client has been killed and they are none, none of its
+// requests will have an effect any more.
+func (g *GitLab) Connections() int { return int(g.open.Load()) }
 
 // Close ends all connections and waits until the last request has left the GitLab behind.
 func (g *GitLab) Close() error {
@@ -218,6 +233,9 @@ func (g *GitLab) spoil(w http.ResponseWriter, r *http.Request, f Fault) {
 		if a != nil {
 			a.send(w)
 			return
+		}
+		if r.Context().Err() != nil {
+			panic(http.ErrAbortHandler) // nobody waits for it any more
 		}
 		g.upstream.ServeHTTP(w, r)
 	default:

@@ -199,7 +199,26 @@ func TestHangLastsUntilTheClientGoes(t *testing.T) {
 		_, err = f.client.Do(req) //nolint:bodyclose // there is no answer
 		require.ErrorIs(t, err, context.Canceled)
 		require.Equal(t, after, f.behind.effects.Load() == 1)
+		require.Eventually(t, func() bool { return f.Connections() == 0 }, time.Minute, time.Millisecond)
 	}
+}
+
+func TestADelayedRequestOfAClientThatHasGoneHasNoEffect(t *testing.T) {
+	f := newFixture(t)
+	delayed := make(chan struct{})
+	f.Observe(func(Injection) { close(delayed) })
+	f.Set(Rule{Fault: Fault{Kind: Delay, Wait: time.Hour}})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-delayed
+		cancel()
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.URL(), strings.NewReader("hello"))
+	require.NoError(t, err)
+	_, err = f.client.Do(req) //nolint:bodyclose // there is no answer
+	require.ErrorIs(t, err, context.Canceled)
+	require.Eventually(t, func() bool { return f.Connections() == 0 }, time.Minute, time.Millisecond)
+	require.Zero(t, f.behind.effects.Load())
 }
 
 func TestCloseEndsHungRequests(t *testing.T) {
