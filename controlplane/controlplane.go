@@ -118,12 +118,12 @@ func (s *Server) open(ctx context.Context) error {
 		runners = append(runners, runner)
 	}
 	s.sharing.store = s.store
-	rules, shares, err := s.sharing.open(ctx)
+	rules, err := s.sharing.open(ctx)
 	if err != nil {
 		return err
 	}
 	s.dispatch, err = dispatch.New(dispatch.Config{
-		Policy: rules, Shares: shares,
+		Policy: rules, Shares: s.sharing.shares.Body, Usage: s.sharing.usage.Body,
 		Store: s.store, Runners: runners, Identity: s.identity, AgentName: s.agentName, Retired: s.clients.retired,
 		PingPeriod: s.cfg.PingPeriod, StopAfter: s.cfg.StopAfter, LostAfter: s.cfg.LostAfter, Logger: s.log,
 	})

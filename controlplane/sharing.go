@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/switchyard-ci/switchyard/controlplane/allocation"
+	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
 	"github.com/switchyard-ci/switchyard/controlplane/policy"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
 	"github.com/switchyard-ci/switchyard/internal/yamlform"
@@ -18,6 +19,7 @@ import (
 const (
 	policyDocument = "policy"
 	sharesDocument = "shares"
+	usageDocument  = "usage"
 )
 
 // saveEvery is how often the accounts of fair usage are written down: what a crash loses of them is forgiven usage.
@@ -33,25 +35,25 @@ type sharing struct {
 	mu     sync.Mutex
 	policy store.Document // Version 0: there is none, and the default counts
 	shares store.Document
+	usage  store.Document
 }
 
-// open returns what the store has; a nil snapshot if there is none.
-func (s *sharing) open(ctx context.Context) (*policy.Policy, []byte, error) {
-	var err error
-	if s.shares, err = s.load(ctx, sharesDocument); err != nil {
-		return nil, nil, err
-	}
-	if s.policy, err = s.load(ctx, policyDocument); err != nil {
-		return nil, nil, err
+// open reads what the store has and returns the policy in force.
+func (s *sharing) open(ctx context.Context) (*policy.Policy, error) {
+	for name, d := range map[string]*store.Document{policyDocument: &s.policy, sharesDocument: &s.shares, usageDocument: &s.usage} {
+		var err error
+		if *d, err = s.load(ctx, name); err != nil {
+			return nil, err
+		}
 	}
 	if s.policy.Version == 0 {
-		return policy.Default(), s.shares.Body, nil
+		return policy.Default(), nil
 	}
 	p, _, err := policy.Parse("the policy in force", s.policy.Body)
 	if err != nil {
-		return nil, nil, fmt.Errorf("this version of Switchyard does not understand the policy that is in the store (run the version that it was applied with, and apply one that both understand):\n%w", err)
+		return nil, fmt.Errorf("this version of Switchyard does not understand the policy that is in the store (run the version that it was applied with, and apply one that both understand):\n%w", err)
 	}
-	return p, s.shares.Body, nil
+	return p, nil
 }
 
 func (s *sharing) load(ctx context.Context, name string) (store.Document, error) {
@@ -62,16 +64,25 @@ func (s *sharing) load(ctx context.Context, name string) (store.Document, error)
 	return d, err
 }
 
-// save writes the accounts down.
-func (s *sharing) save(ctx context.Context, snapshot []byte) error {
+// save writes the accounts and the figures down.
+func (s *sharing) save(ctx context.Context, d *dispatch.Dispatcher) error {
+	used, err := d.UsageSnapshot()
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d, err := s.store.PutDocument(ctx, store.Document{Name: sharesDocument, Body: snapshot, ChangedAt: time.Now(), ChangedBy: "switchyard"}, s.shares.Version, nil)
+	return errors.Join(s.put(ctx, &s.shares, d.Shares()), s.put(ctx, &s.usage, used))
+}
+
+// put writes a new version of a document and forgets its body.
+func (s *sharing) put(ctx context.Context, d *store.Document, body []byte) error {
+	next, err := s.store.PutDocument(ctx, store.Document{Name: d.Name, Body: body, ChangedAt: time.Now(), ChangedBy: "switchyard"}, d.Version, nil)
 	if err != nil {
-		return fmt.Errorf("save the accounts of fair usage: %w", err)
+		return fmt.Errorf("save the %s of fair usage: %w", d.Name, err)
 	}
-	d.Body = nil
-	s.shares = d
+	next.Body = nil
+	*d = next
 	return nil
 }
 
@@ -152,7 +163,7 @@ func (s *Server) saveShares(ctx context.Context) {
 		case <-tick.C:
 		}
 		saving, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
-		if err := s.sharing.save(saving, s.dispatch.Shares()); err != nil && !errors.Is(err, store.ErrFenced) {
+		if err := s.sharing.save(saving, s.dispatch); err != nil && !errors.Is(err, store.ErrFenced) {
 			s.log.Warn("the next start may not remember who has used how much", "error", err)
 		}
 		cancel()

@@ -22,6 +22,7 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
+	"github.com/switchyard-ci/switchyard/controlplane/usage"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
@@ -54,6 +55,8 @@ type Config struct {
 	Policy *policy.Policy
 	// Shares are the accounts of fair usage that Dispatcher.Shares returned last; nil if there are none.
 	Shares []byte
+	// Usage is what Dispatcher.UsageSnapshot returned last; nil if there is nothing.
+	Usage []byte
 
 	// ComeBack is what agents are told to wait when the control plane stops.
 	ComeBack time.Duration
@@ -129,6 +132,7 @@ type Dispatcher struct {
 
 	policy  *policy.Policy
 	shares  *allocation.Scheduler
+	book    *usage.Book
 	warmth  placement.Warmth
 	stalled map[*runner]struct{} // those with stalls
 
@@ -166,6 +170,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		jobs:    make(map[int64]*job),
 		known:   make(map[allocation.JobKey]*job),
 		policy:  cfg.Policy,
+		book:    usage.New(),
 		stalled: make(map[*runner]struct{}),
 
 		awaited:   make(map[string][]*job),
@@ -343,6 +348,7 @@ func newRow(r *runner, c Claim) store.NewJob {
 			ProjectID: e.JobInfo.ProjectID, ProjectPath: e.JobInfo.ProjectFullPath, PipelineID: e.JobInfo.PipelineID,
 			JobName: e.JobInfo.Name, Stage: e.JobInfo.Stage, Ref: e.GitInfo.Ref,
 			Protected: e.GitInfo.Protected != nil && *e.GitInfo.Protected, Tag: e.GitInfo.RefType == "tag",
+			Queued:      time.Duration(max(e.JobInfo.TimeInQueueSeconds, 0) * float64(time.Second)),
 			Environment: e.Origin.Environment, Source: e.Origin.Source, User: e.Origin.User,
 			Timeout: time.Duration(e.RunnerInfo.Timeout) * time.Second, ServerCA: c.ServerCA,
 			StopAfter: r.StopAfter, LostAfter: r.LostAfter,

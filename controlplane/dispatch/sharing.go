@@ -8,6 +8,7 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane/allocation"
 	"github.com/switchyard-ci/switchyard/controlplane/placement"
 	"github.com/switchyard-ci/switchyard/controlplane/policy"
+	"github.com/switchyard-ci/switchyard/controlplane/usage"
 )
 
 // standing is what allocation was told of a job.
@@ -98,9 +99,11 @@ func (d *Dispatcher) accountLocked(j *job) {
 	switch {
 	case was == running && want == absent:
 		d.mustShare(d.shares.Finish(now, key))
+		d.book.Finish(now, usage.Job(key))
 		return
 	case was == running:
 		d.mustShare(d.shares.Return(now, key))
+		d.book.Finish(now, usage.Job(key))
 	case was == absent:
 		d.tellLocked(j)
 	case was == held:
@@ -111,6 +114,7 @@ func (d *Dispatcher) accountLocked(j *job) {
 		d.mustShare(d.shares.Withdraw(now, key))
 	case running:
 		d.mustShare(d.shares.Start(now, key))
+		d.book.Start(now, usage.Job(key), usage.Project(j.home()), j.row.Envelope.ProjectPath, j.row.Envelope.Queued+now.Sub(j.row.ClaimedAt))
 		d.stallLocked(j)
 	case held:
 		d.mustShare(d.shares.Hold(now, key, why))
@@ -163,6 +167,7 @@ func (d *Dispatcher) unseatLocked(j *job) *lease {
 		return nil
 	}
 	j.lease, j.standing, j.told = nil, absent, allocation.Job{}
+	d.book.Finish(time.Now(), usage.Job(j.key()))
 	d.mustShare(d.shares.Return(time.Now(), j.key()))
 	d.mustShare(d.shares.Withdraw(time.Now(), j.key()))
 	return l
@@ -179,6 +184,14 @@ func (d *Dispatcher) restoreShares() error {
 	for _, r := range d.runners {
 		d.shares.SetRunner(now, d.allocationRunner(r))
 	}
+	if len(d.cfg.Usage) == 0 {
+		return nil
+	}
+	book, err := usage.Restore(now, d.cfg.Usage)
+	if err != nil { // figures for people: no reason not to start
+		d.log.Warn("what projects have used before is not known", "error", err)
+	}
+	d.book = book
 	return nil
 }
 
@@ -189,6 +202,7 @@ func (d *Dispatcher) resumeLocked(j *job) {
 	}
 	j.standing, j.told = running, j.shared()
 	d.mustShare(d.shares.Resume(time.Now(), j.told, j.row.StartedAt))
+	d.book.Resume(time.Now(), usage.Job(j.key()), usage.Project(j.home()), j.row.Envelope.ProjectPath)
 	d.warmth.Built(j.home(), j.lease.agent.id)
 }
 

@@ -77,6 +77,7 @@ type Envelope struct {
 	Environment string        `json:"environment,omitempty"`
 	Source      string        `json:"source,omitempty"` // of the pipeline
 	User        string        `json:"user,omitempty"`   // login
+	Queued      time.Duration `json:"queued,omitempty"` // how long it had waited in GitLab
 	Timeout     time.Duration `json:"timeout"`
 	DebugTrace  bool          `json:"debug_trace"`
 	// StopAfter and LostAfter are the job's lease, S and L of the design, as they were when it was claimed: an agent may

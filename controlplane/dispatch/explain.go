@@ -1,0 +1,280 @@
+package dispatch
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/switchyard-ci/switchyard/controlplane/allocation"
+	"github.com/switchyard-ci/switchyard/controlplane/usage"
+)
+
+// Explanation says why something waits, or what becomes of it.
+type Explanation struct {
+	allocation.Explanation
+	// Notes are what else there is to know, a sentence each, the most important first.
+	Notes []string
+}
+
+// Errors of Explain.
+var (
+	ErrUnknownJob = errors.New("no such job is here: it has not been claimed yet, or has been reported")
+	ErrAmbiguous  = errors.New("several GitLabs have a job with this number: name it by its number in the fleet (switchyard jobs list)")
+)
+
+// ExplainJob says why a job waits. id is its number in the fleet or at its GitLab.
+func (d *Dispatcher) ExplainJob(id int64) (Explanation, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	j := d.jobs[id]
+	if j == nil {
+		for _, other := range d.jobs {
+			switch {
+			case other.row.GitLabJobID != id:
+			case j != nil:
+				return Explanation{}, fmt.Errorf("explain job %d: %w", id, ErrAmbiguous)
+			default:
+				j = other
+			}
+		}
+	}
+	if j == nil {
+		return Explanation{}, fmt.Errorf("explain job %d: %w", id, ErrUnknownJob)
+	}
+	return d.explainJobLocked(j), nil
+}
+
+func (d *Dispatcher) explainJobLocked(j *job) Explanation {
+	e := Explanation{Notes: j.progressLocked()}
+	if j.standing == absent {
+		e.Verdict, e.Sentence = allocation.Running, fmt.Sprintf("Job %d of %s has ended.", j.row.GitLabJobID, j.row.Envelope.ProjectPath)
+		if j.life.phase < finished {
+			e.Sentence = fmt.Sprintf("Job %d of %s is of runner %s, which is no longer configured.", j.row.GitLabJobID, j.row.Envelope.ProjectPath, j.runner.Name)
+		}
+		return e
+	}
+	p := j.runner.pool
+	var err error
+	if e.Explanation, err = d.shares.ExplainJob(time.Now(), j.key(), p.capacityLocked(d)); err != nil {
+		d.mustShare(err)
+	}
+	if j.standing != running {
+		e.Notes = append(e.Notes, d.roomForLocked(j)...)
+	}
+	e.Notes = append(e.Notes, d.judgementLocked(j)...)
+	return e
+}
+
+// progressLocked is what the job itself is at.
+func (j *job) progressLocked() []string {
+	on := j.life.agent
+	if j.holder != nil {
+		on = j.holder.name
+	}
+	switch j.life.phase {
+	case confirming:
+		if j.life.hopeless != "" {
+			return []string{"It will be failed: " + j.life.hopeless + "."}
+		}
+		return []string{"GitLab is being asked whether the job is still to be run."}
+	case offered:
+		return []string{fmt.Sprintf("It is offered to agent %s.", on)}
+	case accepted:
+		return []string{fmt.Sprintf("Agent %s has accepted it; GitLab is being told that it runs.", on)}
+	case started:
+		if !j.life.online {
+			return []string{fmt.Sprintf("It was started on agent %s, which is away.", on)}
+		}
+		return []string{fmt.Sprintf("It runs on agent %s.", on)}
+	case finished:
+		return []string{"Its result is on the way to GitLab."}
+	}
+	if n := j.life.refusals; n > 0 {
+		return []string{fmt.Sprintf("Agents have refused it %d times.", n)}
+	}
+	return nil
+}
+
+// roomForLocked is what placement says of a job.
+func (d *Dispatcher) roomForLocked(j *job) []string {
+	p := j.runner.pool
+	if p.agents.Len() == 0 {
+		return []string{p.emptySentence()}
+	}
+	c := p.agents.Census(d.wantedLocked(j, d.policy.Place(j.runner.Name)))
+	var notes []string
+	if c.Fit == 0 && c.Forbidden > 0 {
+		notes = append(notes, fmt.Sprintf("%d agents have a free slot, but for jobs of protected branches and tags only; %s is not protected.", c.Forbidden, j.row.Envelope.Ref))
+	}
+	if c.Fit == 0 && c.Avoided > 0 {
+		notes = append(notes, fmt.Sprintf("%d agents have a free slot and have refused the job.", c.Avoided))
+	}
+	if c.Full == c.Agents {
+		notes = append(notes, fmt.Sprintf("All %d agents that could run it are full, draining or away.", c.Agents))
+	}
+	return notes
+}
+
+func (p *pool) emptySentence() string {
+	if s := p.selector.String(); s != "" {
+		return fmt.Sprintf("There is no capacity: no agent is connected that has the executor %s and the labels %s.", p.executor, s)
+	}
+	return fmt.Sprintf("There is no capacity: no agent is connected that has the executor %s.", p.executor)
+}
+
+// judgementLocked is what the policy makes of a job.
+func (d *Dispatcher) judgementLocked(j *job) []string {
+	if j.rank.Rule == "" {
+		return nil
+	}
+	note := fmt.Sprintf("By the rule %q it has priority %d", j.rank.Rule, j.rank.Priority)
+	if _, granted := d.policy.Class(j.rank.Class, j.row.GitLabURL, j.row.Envelope.ProjectPath); !granted {
+		return []string{note + fmt.Sprintf("; the class %s, which the rule names too, is not granted to the project.", j.rank.Class)}
+	}
+	return []string{note + fmt.Sprintf(" and the class %s.", j.rank.Class)}
+}
+
+// ExplainRunner says why a runner does not claim.
+func (d *Dispatcher) ExplainRunner(name string) (Explanation, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.runners[name]
+	if r == nil {
+		return Explanation{}, fmt.Errorf("explain runner %q: %w", name, ErrUnknownRunner)
+	}
+	var e Explanation
+	var err error
+	if e.Explanation, err = d.shares.ExplainRunner(time.Now(), name, r.pool.capacityLocked(d)); err != nil {
+		d.mustShare(err)
+	}
+	if err := d.Full(); err != nil {
+		e.Notes = append(e.Notes, "Nothing is claimed at all: "+err.Error()+".")
+	}
+	if r.pool.agents.Len() == 0 {
+		e.Notes = append(e.Notes, r.pool.emptySentence())
+	}
+	if why := d.stoppedLocked(r); why != "" {
+		e.Notes = append(e.Notes, "It claims no more: "+why+".")
+	}
+	if n := len(r.waiting); n > 0 {
+		e.Notes = append(e.Notes, fmt.Sprintf("%d jobs that it has claimed wait for a slot.", n))
+	}
+	if r.twoPhase.state != "" {
+		e.Notes = append(e.Notes, "Two-phase commit of its GitLab is "+r.twoPhase.state+".")
+	}
+	return e, nil
+}
+
+// ExplainProject says why jobs of a project wait. gitlab may be empty if the runners have one GitLab only.
+func (d *Dispatcher) ExplainProject(gitlab, path string) (Explanation, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known := d.gitlabs()
+	gitlab = strings.TrimRight(gitlab, "/")
+	switch {
+	case gitlab == "" && len(known) == 1:
+		gitlab = known[0]
+	case gitlab == "":
+		slices.Sort(known)
+		return Explanation{}, fmt.Errorf("explain project %q: say of which GitLab: %s", path, strings.Join(known, ", "))
+	case !slices.Contains(known, gitlab):
+		return Explanation{}, fmt.Errorf("explain project %q: no runner is of the GitLab %s", path, gitlab)
+	}
+	var e Explanation
+	e.Explanation = d.shares.ExplainProject(time.Now(), gitlab, strings.ToLower(strings.Trim(path, "/")), func(name string) allocation.Capacity {
+		for _, p := range d.pools {
+			if p.name == name {
+				return p.capacityLocked(d)
+			}
+		}
+		return allocation.Capacity{}
+	})
+	for r := range d.stalled {
+		if r.URL == gitlab {
+			if why := d.stoppedLocked(r); why != "" {
+				e.Notes = append(e.Notes, fmt.Sprintf("Runner %s claims no more: %s.", r.Name, why))
+			}
+		}
+	}
+	return e, nil
+}
+
+// capacityLocked is what the pool's agents have. It costs O(agents).
+func (p *pool) capacityLocked(d *Dispatcher) allocation.Capacity {
+	c := allocation.Capacity{Total: p.slots}
+	others := make(map[string]bool)
+	for _, a := range d.agents {
+		if !slices.Contains(a.pools, p) {
+			continue
+		}
+		c.Free += max(a.free(), 0)
+		for _, name := range a.poolNames {
+			if name != p.name && !others[name] {
+				others[name] = true
+				c.Pools = append(c.Pools, name)
+			}
+		}
+	}
+	slices.Sort(c.Pools)
+	return c
+}
+
+// UsageRow is what a project uses and may use.
+type UsageRow struct {
+	usage.Row
+	Waiting int // jobs that are claimed and have no slot
+	// Weight and the quotas are the project's own, 0: none; Share is its part of the fleet among those that run or wait.
+	Weight, Share   float64
+	Min, Soft, Hard int
+	Paused          bool
+}
+
+// Usage returns a row for each project that uses the fleet, or has in the last 24 h, the one that used most in front.
+func (d *Dispatcher) Usage() []UsageRow {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	nodes := make(map[string]allocation.NodeStatus)
+	for _, n := range d.shares.Status(now) {
+		if n.Kind == "project" {
+			nodes[n.Name] = n
+		}
+	}
+	var rows []UsageRow
+	seen := make(map[string]bool)
+	for _, r := range d.book.Report(now) {
+		name := allocation.NodeName(r.GitLab, strings.ToLower(r.Path))
+		seen[name] = true
+		n := nodes[name]
+		rows = append(rows, UsageRow{
+			Row: r, Waiting: n.Waiting, Weight: max(n.Weight, 0), Share: n.Share, Min: n.Min, Soft: n.Soft, Hard: n.Hard, Paused: n.Paused,
+		})
+	}
+	for _, j := range d.jobs { // projects that have got no slot yet
+		name := allocation.NodeName(j.row.GitLabURL, strings.ToLower(j.row.Envelope.ProjectPath))
+		if n, ok := nodes[name]; ok && !seen[name] && n.Waiting > 0 {
+			seen[name] = true
+			rows = append(rows, UsageRow{
+				Row:     usage.Row{Project: usage.Project{GitLab: j.row.GitLabURL, ID: j.row.Envelope.ProjectID}, Path: j.row.Envelope.ProjectPath},
+				Waiting: n.Waiting, Weight: n.Weight, Share: n.Share, Min: n.Min, Soft: n.Soft, Hard: n.Hard, Paused: n.Paused,
+			})
+		}
+	}
+	return rows
+}
+
+// Nodes returns the tree of shares as it is now.
+func (d *Dispatcher) Nodes() []allocation.NodeStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.shares.Status(time.Now())
+}
+
+// UsageSnapshot returns what was used in a form for Config.Usage.
+func (d *Dispatcher) UsageSnapshot() ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.book.Snapshot(time.Now())
+}
