@@ -97,7 +97,7 @@ func (r *Registrations) Unregister(ctx context.Context, runner Runner) error {
 	return r.store.DeleteRunnerToken(ctx, runner.Name)
 }
 
-// ErrNoManager: GitLab has never heard of this control plane.
+// ErrNoManager is returned if GitLab has never heard of this control plane.
 var ErrNoManager = errors.New("no control plane has served this runner from this data folder, so GitLab knows none")
 
 // UnregisterManager removes this control plane from the runner's managers in GitLab; the runner stays. ErrNoManager.

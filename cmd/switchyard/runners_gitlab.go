@@ -253,7 +253,7 @@ func (c *runnersRegisterCmd) Run(ctx context.Context, std streams) error {
 
 // registerError adds the way out.
 func registerError(err error) error {
-	hint := ""
+	var hint string
 	switch codeOf(err) {
 	case http.StatusForbidden:
 		hint = "GitLab does not know this registration token; it is in the settings of the instance, the group or the project"

@@ -1,7 +1,6 @@
 package dispatch
 
 import (
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -98,5 +97,5 @@ func TestNoRequestWhileGitLabIsDown(t *testing.T) {
 		require.Equal(t, verdictRetry, d.askGitLab(t.Context(), j, runnerapi.StateRunning, time.Minute).verdict)
 	}
 	_, err = c.UpdateJob(t.Context(), 2, runnerapi.UpdateRequest{Token: "t"})
-	require.True(t, errors.As(err, new(*breaker.OpenError)), err)
+	require.ErrorAs(t, err, new(*breaker.OpenError))
 }

@@ -185,7 +185,7 @@ func TestPollerHeedsRecovery(t *testing.T) {
 		})
 		pass(time.Hour)
 		broken.Store(false)
-		for b.poller.Status().RetryAt.Sub(time.Now()) < 5*time.Second {
+		for time.Until(b.poller.Status().RetryAt) < 5*time.Second {
 			broken.Store(true)
 			pass(time.Second)
 			broken.Store(false)

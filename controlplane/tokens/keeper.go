@@ -45,8 +45,11 @@ const (
 
 // Store is where tokens are kept; see [store.Runners].
 type Store interface {
+	// RunnerToken returns the kept token; store.ErrNotFound.
 	RunnerToken(ctx context.Context, runner string) (store.RunnerToken, error)
+	// SaveRunnerToken keeps a token; it is durable when it returns.
 	SaveRunnerToken(ctx context.Context, runner string, t store.RunnerToken) error
+	// DeleteRunnerToken forgets it.
 	DeleteRunnerToken(ctx context.Context, runner string) error
 }
 
@@ -341,12 +344,8 @@ func (k *Keeper) replace(ctx context.Context) error {
 
 // save keeps a new token, which is not used before that: a crash must not leave one behind that nobody has.
 func (k *Keeper) save(ctx context.Context, row store.RunnerToken) error {
-	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	work, cancel := outliving(ctx, stopPatience)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() {
-		late := time.AfterFunc(stopPatience, cancel)
-		context.AfterFunc(work, func() { late.Stop() })
-	})()
 	for wait := firstSave; ; wait = min(2*wait, lastSave) {
 		err := k.o.Store.SaveRunnerToken(work, k.o.Runner, row)
 		if err == nil {
@@ -364,6 +363,19 @@ func (k *Keeper) save(ctx context.Context, row store.RunnerToken) error {
 		case <-work.Done():
 			timer.Stop()
 		}
+	}
+}
+
+// outliving returns a context that ends so much later than ctx, or by cancel.
+func outliving(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		late := time.AfterFunc(by, cancel)
+		context.AfterFunc(work, func() { late.Stop() })
+	})
+	return work, func() {
+		stop()
+		cancel()
 	}
 }
 

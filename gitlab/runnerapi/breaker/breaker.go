@@ -89,7 +89,7 @@ func (b *Breaker) Ask(now time.Time) (Pass, error) {
 	return Pass{turn: b.turn, probe: true}, nil
 }
 
-// Answered: GitLab answered as one that works, whatever it said. It returns true if that closed the breaker. Also the
+// Answered notes that GitLab answered as one that works, whatever it said. It returns true if that closed the breaker. Also the
 // answer to a request that was sent before it opened does: GitLab works now.
 func (b *Breaker) Answered(Pass) (recovered bool) {
 	recovered = b.opened > 0
@@ -98,7 +98,7 @@ func (b *Breaker) Answered(Pass) (recovered bool) {
 	return recovered
 }
 
-// Failed: no answer, or one of trouble, which may ask for wait. It returns true if that opened the breaker that was
+// Failed notes that there was no answer, or one of trouble, which may ask for wait. It returns true if that opened the breaker that was
 // closed.
 func (b *Breaker) Failed(now time.Time, p Pass, wait time.Duration) (opened bool) {
 	if at := now.Add(wait); wait > 0 && at.After(b.asked) {
@@ -124,7 +124,7 @@ func (b *Breaker) Failed(now time.Time, p Pass, wait time.Duration) (opened bool
 	return true
 }
 
-// Dropped: the request ended without telling anything about GitLab, for example because the caller gave it up.
+// Dropped notes that the request ended without telling anything about GitLab, for example because the caller gave it up.
 func (b *Breaker) Dropped(now time.Time, p Pass) {
 	if b.opened > 0 && p.probe && p.turn == b.turn {
 		b.until = now

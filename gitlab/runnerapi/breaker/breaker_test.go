@@ -85,9 +85,9 @@ func TestHalfOpen(t *testing.T) {
 	c.after(time.Second)
 	probe := c.pass()
 	c.closed(0, 11*time.Second+1)
-	for i, wait := range []time.Duration{2, 4, 8, 16, 30, 30, 30} {
+	for i, seconds := range []int{2, 4, 8, 16, 30, 30, 30} {
 		require.False(t, c.b.Failed(c.now, probe, 0), "it was open before")
-		c.after(wait*time.Second - 1)
+		c.after(time.Duration(seconds)*time.Second - 1)
 		_, err := c.b.Ask(c.now)
 		require.Error(t, err, i)
 		c.after(1)

@@ -47,7 +47,7 @@ func (p *Pace) Wait(now time.Time) time.Duration {
 // Back gives up the place of a request that did not wait for its turn.
 func (p *Pace) Back() { p.tokens++ }
 
-// TooMany: GitLab answered 429. It halves the pace, down to a 32nd, until ten seconds for each halving have passed
+// TooMany notes that GitLab answered 429. It halves the pace, down to a 32nd, until ten seconds for each halving have passed
 // without another.
 func (p *Pace) TooMany(now time.Time) {
 	if p.slow > 0 && now.Sub(p.said) < patience {

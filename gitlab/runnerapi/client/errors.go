@@ -154,6 +154,8 @@ func hintFor(err error, scheme string) string {
 		return "use the host name that GitLab's certificate is made for"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "the certificate has expired or this machine's clock is wrong"
+	case strings.Contains(err.Error(), "tls: certificate required"), strings.Contains(err.Error(), "tls: bad certificate"):
+		return "the server asks for a client certificate that it trusts; give the runner's certificate and key files"
 	case errors.As(err, &record), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		return "the server does not speak TLS at this address; is it http://?"
 	case scheme == "http" && strings.Contains(err.Error(), "malformed HTTP response"):

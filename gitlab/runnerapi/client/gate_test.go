@@ -3,7 +3,6 @@ package client
 import (
 	"bytes"
 	"context"
-	"errors"
 	"net/http"
 	"net/http/httptest"
 	"sync/atomic"
@@ -82,7 +81,7 @@ func TestTroubleHoldsAllRequestsBack(t *testing.T) {
 			for range 3 {
 				_, err := c.RequestJob(t.Context(), jobRequest(), LaneClaim)
 				require.Error(t, err)
-				require.False(t, errors.As(err, new(*breaker.OpenError)), err)
+				require.NotErrorAs(t, err, new(*breaker.OpenError))
 			}
 			sent := requests.Load()
 			require.NotZero(t, c.Unreachable())
@@ -119,7 +118,7 @@ func TestRefusalsHoldNothingBack(t *testing.T) {
 		c, _, _ := serveBreaking(t, time.Hour, status(code))
 		for range 4 {
 			for _, err := range each(t.Context(), c) {
-				require.False(t, errors.As(err, new(*TransportError)), "%d: %v", code, err)
+				require.NotErrorAs(t, err, new(*TransportError), "%d", code)
 			}
 		}
 		require.Zero(t, c.Unreachable(), code)

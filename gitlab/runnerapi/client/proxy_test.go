@@ -30,12 +30,12 @@ func verifyAndExit(url string) {
 	if err == nil {
 		var answer *runnerapi.VerifyResponse
 		if answer, err = c.Verify(context.Background(), runnerapi.VerifyRequest{Token: runnerToken}); err == nil {
-			_, _ = fmt.Println("id", answer.ID)
+			_, _ = fmt.Fprintln(os.Stdout, "id", answer.ID)
 		}
 		c.Close()
 	}
 	if err != nil {
-		_, _ = fmt.Println("error:", err)
+		_, _ = fmt.Fprintln(os.Stdout, "error:", err)
 	}
 	os.Exit(0)
 }
