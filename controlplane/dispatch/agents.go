@@ -73,7 +73,7 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Welcome{Welcome: w}})
 	d.joinPoolsLocked(a)
 	for _, j := range slices.Collect(maps.Values(a.jobs)) {
-		if j.isElsewhere(a.hostID) && listed[j.row.ID] == "" {
+		if j.mayBeElsewhere(a.hostID) && listed[j.row.ID] == "" {
 			continue // it may still run where the agent was: only the lease ends it there
 		}
 		j.hereLocked(a)

@@ -275,6 +275,7 @@ func (d *Dispatcher) takeUp(row store.Job, r *runner) error {
 		}
 		j.bindLocked(a)
 		if l.slot {
+			j.unheard = true
 			j.lease = &lease{agent: a, runner: r}
 			a.leases[j.lease], r.leases[j.lease] = struct{}{}, struct{}{}
 			d.resumeLocked(j)

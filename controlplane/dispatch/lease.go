@@ -52,10 +52,14 @@ func (d *Dispatcher) stopAfterLocked(a *agent) time.Duration {
 type whereabouts struct {
 	hostID, hostname string    // empty: not since the control plane was started
 	awayAt           time.Time // when its agent was heard last to have it; zero while the agent is here with it
+	unheard          bool      // it runs since before the control plane was started, and no agent has said that it has it
 }
 
 // hereLocked says that the job's agent is here with it.
 func (w *whereabouts) hereLocked(a *agent) { *w = whereabouts{hostID: a.hostID, hostname: a.hostname} }
+
+// mayBeElsewhere says that the job may run on another host than that of an agent which does not have it.
+func (w *whereabouts) mayBeElsewhere(hostID string) bool { return w.unheard || w.isElsewhere(hostID) }
 
 // isElsewhere says that the job was on another host, as far as is known.
 func (w *whereabouts) isElsewhere(hostID string) bool {
@@ -122,6 +126,9 @@ func (d *Dispatcher) loseLocked(a *agent) {
 		switch {
 		case a.unheard:
 			reason += ", when the control plane was started"
+		case a.session != nil && j.unheard:
+			reason = fmt.Sprintf("agent %s was lost: it came back without the job, and nothing was heard of another host with the job since the control plane was started at %s",
+				a.name, j.awayAt.UTC().Format(time.RFC3339))
 		case a.session != nil:
 			reason = fmt.Sprintf("agent %s was lost: host %s with the job was heard last at %s; since then another one answers for the agent (%s)",
 				a.name, j.hostname, j.awayAt.UTC().Format(time.RFC3339), a.hostname)

@@ -170,3 +170,34 @@ func TestANewcomerTakesOverFromAnAgentThatFellSilent(t *testing.T) {
 		require.Equal(t, codes.Aborted, status.Code(err))
 	})
 }
+
+// A control plane that was restarted does not know on which host a job runs: an agent that comes back without it may be
+// another host with the agent's name.
+func TestAfterARestartAJobIsNotLostBeforeItsLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGitLab()
+		dir := t.TempDir()
+		f := start(t, dir, g)
+		a, _ := f.join("a", on("1", hello("1", 1)))
+		job := f.claim("any")
+		a.begin()
+		a.leave()
+		f.stop()
+
+		f = start(t, dir, g)
+		defer f.stop()
+		restarted := time.Now()
+		a, _ = f.join("a", on("2", hello("2", 1)))
+		defer a.leave()
+		for time.Since(restarted) < DefaultLostAfter-DefaultPingPeriod {
+			wait(t, a, DefaultPingPeriod)
+		}
+		_, _, ended := g.result(job)
+		require.False(t, ended)
+		wait(t, a, 2*DefaultPingPeriod)
+		_, trace, ended := g.result(job)
+		require.True(t, ended)
+		require.Contains(t, trace, "agent agent-a was lost: it came back without the job, and nothing was heard of another host with the job "+
+			"since the control plane was started at "+restarted.UTC().Format(time.RFC3339))
+	})
+}
