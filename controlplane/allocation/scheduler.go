@@ -637,21 +637,24 @@ func (s *Scheduler) patient(pools []string, note bool) *standing {
 		some := false
 		for _, name := range pools {
 			p := s.pools[name]
-			if p == nil || p.bands[rank] == nil {
+			if p == nil {
 				continue
 			}
-			st := s.first(p.bands[rank])
+			var st *standing
+			if b := p.bands[rank]; b != nil {
+				st = s.first(b)
+			}
+			since := p.starving[rank]
 			switch {
 			case st == nil || !higher:
-				if note {
-					p.starving[rank] = 0
-				}
-			case p.starving[rank] == 0:
-				if note {
-					p.starving[rank] = s.now
-				}
-			case s.now-p.starving[rank] >= s.settings.classPatience:
+				since = 0
+			case since == 0:
+				since = s.now
+			case s.now-since >= s.settings.classPatience:
 				patient = st
+			}
+			if note {
+				p.starving[rank] = since
 			}
 			some = some || st != nil
 		}

@@ -293,7 +293,7 @@ func TestNothingIsSavedUpWhileIdle(t *testing.T) {
 			longest = max(longest, l.longest)
 		}
 		play{
-			slots: slots, policy: Policy{CreditCap: creditCap}, loads: loads, seed: rapid.Uint64().Draw(t, "seed"), horizon: away + 3*time.Hour,
+			slots: slots, policy: Policy{CreditCap: creditCap, HalfLife: 1000 * time.Hour}, loads: loads, seed: rapid.Uint64().Draw(t, "seed"), horizon: away + 3*time.Hour,
 			moment: func(at time.Duration, service []time.Duration) {
 				if at <= away {
 					before = service

@@ -1,0 +1,95 @@
+package allocation
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func (f *fleet) explain(id int64, c Capacity) Explanation {
+	f.t.Helper()
+	e, err := f.s.ExplainJob(f.now, JobKey{gitlabURL, id}, c)
+	require.NoError(f.t, err)
+	return e
+}
+
+// What people read.
+func TestTheSentencesOfExplain(t *testing.T) {
+	f := newFleet(t, Policy{Nodes: map[string]Rule{
+		NodeName(gitlabURL, "full"): {Hard: 1}, NodeName(gitlabURL, "off"): {Paused: true}, NodeName(gitlabURL, "shop"): {Weight: 2},
+	}}, Runner{Name: "shared"}, Runner{Name: "one", Limit: 1})
+	full, free := Capacity{Total: 8}, Capacity{Free: 2, Total: 8}
+
+	f.arrive(1, "full/p")
+	f.arrive(2, "full/p")
+	f.arrive(3, "off/p")
+	f.serve()
+	require.Equal(t, "Job 1 has a slot and runs.", f.explain(1, free).Sentence)
+	require.Equal(t, "Job 2 is not served: group https://gitlab.example.com/full uses 1 of the 1 slots of its quota.", f.explain(2, free).Sentence)
+	require.Equal(t, "Job 3 is not served: group https://gitlab.example.com/off is paused; all slots of pool linux are in use (8 of 8).",
+		f.explain(3, full).Sentence)
+
+	f.arrive(4, "shop/web")
+	f.arrive(5, "shop/web")
+	f.arrive(6, "tools/cli")
+	f.serve()
+	f.after(time.Minute)
+	require.Equal(t, "Job 6 gets the next free slot.", f.explain(6, free).Sentence)
+	require.Equal(t, "Job 6 gets the next slot that becomes free: all slots of pool linux are in use (8 of 8).", f.explain(6, full).Sentence)
+	require.Equal(t, "Job 5 waits for its turn: in GitLab https://gitlab.example.com it is behind "+
+		"group https://gitlab.example.com/tools (0 running, weight 1, 0 slot-seconds).", f.explain(5, free).Sentence)
+
+	f.arrive(7, "tools/cli", func(j *Job) { j.Class = 1 })
+	f.arrive(8, "tools/cli")
+	e := f.explain(8, free)
+	require.Equal(t, Behind, e.Verdict)
+	require.Equal(t, "Job 8 waits for its turn: 1 job goes first that is of a higher class; 1 job goes first of its own project.", e.Sentence)
+	require.Equal(t, 3, e.Waiting)
+
+	f.arrive(9, "x/p", func(j *Job) { j.Runner = "one"; j.Committed = true })
+	f.arrive(10, "x/p", func(j *Job) { j.Runner = "one" })
+	f.serve()
+	require.Equal(t, "Job 10 is not served: runner one uses 1 of the 1 slots of its limit.", f.explain(10, free).Sentence)
+	require.NoError(t, f.s.Hold(f.now, JobKey{gitlabURL, 6}, "agent a7, which is to be avoided, is the only one with a free slot"))
+	require.Equal(t, "Job 6 is not served: agent a7, which is to be avoided, is the only one with a free slot.", f.explain(6, free).Sentence)
+
+	runner, err := f.s.ExplainRunner(f.now, "shared", free)
+	require.NoError(t, err)
+	require.Equal(t, "Runner shared waits for nothing: it does not ask for a slot to claim with.", runner.Sentence)
+	project := f.s.ExplainProject(f.now, gitlabURL, "full/p", func(string) Capacity { return free })
+	require.Equal(t, "project https://gitlab.example.com/full/p: 1 running, 1 waiting. "+
+		"Job 2 is not served: group https://gitlab.example.com/full uses 1 of the 1 slots of its quota.", project.Sentence)
+	project = f.s.ExplainProject(f.now, gitlabURL, "full/q", func(string) Capacity { return free })
+	require.Equal(t, "Project https://gitlab.example.com/full/q waits for nothing: GitLab has given no job of it that waits.", project.Sentence)
+	_, err = f.s.ExplainJob(f.now, JobKey{gitlabURL, 99}, free)
+	require.ErrorIs(t, err, ErrUnknownJob)
+}
+
+func TestUsage(t *testing.T) {
+	f := newFleet(t, Policy{Nodes: map[string]Rule{NodeName(gitlabURL, "a"): {Weight: 3, Hard: 9}}}, Runner{Name: "shared"})
+	f.arrive(1, "a/p")
+	f.arrive(2, "b/p", func(j *Job) { j.Factor = 2 })
+	f.arrive(3, "b/q")
+	f.serve()
+	f.serve()
+	f.after(time.Minute)
+	f.finish(1)
+	f.after(time.Minute)
+	usage := map[string]Usage{}
+	for _, u := range f.s.Usage(f.now) {
+		usage[u.Kind+" "+u.Name] = u
+	}
+	a, b := usage["group "+NodeName(gitlabURL, "a")], usage["group "+NodeName(gitlabURL, "b")]
+	require.Equal(t, time.Minute, a.SlotTime)
+	require.Equal(t, time.Minute, usage["project "+NodeName(gitlabURL, "a/p")].JobLength)
+	require.InDelta(t, 3, a.Weight, 0)
+	require.Equal(t, 9, a.Hard)
+	require.Equal(t, 4*time.Minute, b.SlotTime, "a second of its slot counts twice")
+	require.Equal(t, 1, b.Running)
+	require.InDelta(t, 1, b.Due, 1e-9, "nobody else runs or waits")
+	require.InDelta(t, 0.5, usage["project "+NodeName(gitlabURL, "b/q")].Due, 1e-9)
+	require.Equal(t, 1, usage["project "+NodeName(gitlabURL, "b/q")].Waiting)
+	require.Equal(t, 5*time.Minute, usage["fleet "].SlotTime)
+	require.Equal(t, 5*time.Minute, usage["runner shared"].SlotTime)
+}
