@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -245,8 +246,9 @@ func TestAnAcknowledgementWithoutAUsableAnswer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, coordinator.Options{}, func(t *testing.T, g *embedded, f *fleet, a *fake) {
+				var well atomic.Bool
 				g.before = func(ctx context.Context, state string) (*client.UpdateResult, error) {
-					if state == runnerapi.StatePending {
+					if state == runnerapi.StatePending && !well.Load() {
 						return answer(ctx)
 					}
 					return nil, nil //nolint:nilnil // GitLab itself answers
@@ -260,7 +262,7 @@ func TestAnAcknowledgementWithoutAUsableAnswer(t *testing.T) {
 				a.finish(ref, "")
 				synctest.Wait()
 				g.asked()
-				g.before = nil
+				well.Store(true)
 				f.claimFrom(g, true)
 				a.finish(a.begin(), "")
 				synctest.Wait()
@@ -341,9 +343,10 @@ func TestAnAcknowledgementThatExpiredWhileTheControlPlaneWasDown(t *testing.T) {
 
 func TestAnAcknowledgementThatExpiredBeforeTheStart(t *testing.T) {
 	inBubble(t, coordinator.Options{}, func(t *testing.T, g *embedded, f *fleet, a *fake) {
-		down := true
+		var down atomic.Bool
+		down.Store(true)
 		g.before = func(context.Context, string) (*client.UpdateResult, error) {
-			if down {
+			if down.Load() {
 				return nil, errors.New("connection refused")
 			}
 			return nil, nil //nolint:nilnil // GitLab itself answers
@@ -353,7 +356,7 @@ func TestAnAcknowledgementThatExpiredBeforeTheStart(t *testing.T) {
 		a.reply(ref, true)
 		require.Equal(t, ref.GetJob(), a.next().GetWithdraw().GetRef().GetJob(), "a GitLab that is away for long holds no slot")
 		wait(t, a, 3*time.Minute)
-		down = false
+		down.Store(false)
 		wait(t, a, retryMost+time.Second)
 		require.Equal(t, "pending 403", g.asked())
 		require.Empty(t, f.d.Jobs())
