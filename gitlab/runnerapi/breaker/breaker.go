@@ -13,8 +13,9 @@ import (
 
 // Settings of a Breaker; each field that is 0 takes its default.
 type Settings struct {
-	// Failures in a row, from the first to the last at least Span apart, open it. Defaults: 5 and 3 s. The span keeps one
-	// broken connection with many requests on it from looking like a GitLab that is down.
+	// Failures in a row, from the first to the last at least Span apart, open it, unless all are about one and the same
+	// subject. Defaults: 5 and 3 s. The span keeps one broken connection with many requests on it from looking like a GitLab
+	// that is down.
 	Failures int
 	Span     time.Duration
 	// First is how long it is open at first; that doubles up to Most. Defaults: 1 s and 30 s.
@@ -47,6 +48,8 @@ type Breaker struct {
 	failures int       // in a row
 	since    time.Time // the first of them
 	asked    time.Time // GitLab wants to be left alone until then
+	about    string    // the subject of all of them so far
+	general  bool      // they are about more than one subject, or about GitLab itself
 
 	opened int // times in a row; 0: closed
 	until  time.Time
@@ -93,15 +96,21 @@ func (b *Breaker) Ask(now time.Time) (Pass, error) {
 // answer to a request that was sent before it opened does: GitLab works now.
 func (b *Breaker) Answered(Pass) (recovered bool) {
 	recovered = b.opened > 0
-	b.failures, b.opened = 0, 0
+	b.failures, b.opened, b.general = 0, 0, false
 	b.since, b.asked = time.Time{}, time.Time{}
 	return recovered
 }
 
-// Failed notes that there was no answer, or one of trouble, which may ask for wait. It returns true if that opened the breaker that was
-// closed.
-func (b *Breaker) Failed(now time.Time, p Pass, wait time.Duration) (opened bool) {
-	if at := now.Add(wait); wait > 0 && at.After(b.asked) {
+// Failure is an answer of trouble, or that there was none.
+type Failure struct {
+	Wait time.Duration // how long GitLab wants to be left alone; 0 if it did not say
+	// About is whose request it was, if it may be the trouble of one job or one runner only; empty: it is GitLab's.
+	About string
+}
+
+// Failed notes that a request failed. It returns true if that opened the breaker that was closed.
+func (b *Breaker) Failed(now time.Time, p Pass, f Failure) (opened bool) {
+	if at := now.Add(f.Wait); f.Wait > 0 && at.After(b.asked) {
 		b.asked = at
 	}
 	if b.opened > 0 {
@@ -115,9 +124,10 @@ func (b *Breaker) Failed(now time.Time, p Pass, wait time.Duration) (opened bool
 	}
 	b.failures++
 	if b.failures == 1 {
-		b.since = now
+		b.since, b.about = now, f.About
 	}
-	if b.failures < b.s.Failures || now.Sub(b.since) < b.s.Span {
+	b.general = b.general || f.About == "" || f.About != b.about
+	if b.failures < b.s.Failures || now.Sub(b.since) < b.s.Span || !b.general {
 		return false
 	}
 	b.open(now)

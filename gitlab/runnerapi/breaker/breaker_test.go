@@ -44,7 +44,7 @@ func (c *clock) closed(since, until time.Duration) {
 
 func (c *clock) fail(wait time.Duration) bool {
 	c.Helper()
-	return c.b.Failed(c.now, c.pass(), wait)
+	return c.b.Failed(c.now, c.pass(), Failure{Wait: wait})
 }
 
 func TestOpensAfterFailuresThatSpanSomeTime(t *testing.T) {
@@ -71,6 +71,25 @@ func TestOpensAfterFailuresThatSpanSomeTime(t *testing.T) {
 	require.True(t, c.fail(0))
 }
 
+// One job at which GitLab fails each time is that job's trouble.
+func TestTheTroubleOfOneIsNotThatOfAll(t *testing.T) {
+	c := newClock(t, Settings{})
+	fail := func(about string) bool {
+		c.after(time.Second)
+		return c.b.Failed(c.now, c.pass(), Failure{About: about})
+	}
+	for range 100 {
+		require.False(t, fail("one"))
+	}
+	require.True(t, fail("another"))
+	c.after(time.Minute)
+	require.True(t, c.b.Answered(c.pass()))
+	for range 100 {
+		require.False(t, fail("another"), "what came before is forgotten")
+	}
+	require.True(t, fail(""))
+}
+
 func opened(t *testing.T) *clock {
 	c := newClock(t, Settings{Failures: 1, Span: 1})
 	c.fail(0)
@@ -86,7 +105,7 @@ func TestHalfOpen(t *testing.T) {
 	probe := c.pass()
 	c.closed(0, 11*time.Second+1)
 	for i, seconds := range []int{2, 4, 8, 16, 30, 30, 30} {
-		require.False(t, c.b.Failed(c.now, probe, 0), "it was open before")
+		require.False(t, c.b.Failed(c.now, probe, Failure{}), "it was open before")
 		c.after(time.Duration(seconds)*time.Second - 1)
 		_, err := c.b.Ask(c.now)
 		require.Error(t, err, i)
@@ -109,9 +128,9 @@ func TestAHeldProbeDoesNotBlock(t *testing.T) {
 	c := opened(t)
 	held := c.after(time.Second).pass()
 	second := c.after(10 * time.Second).pass()
-	c.b.Failed(c.now, held, 0) // an old one: it decides nothing
+	c.b.Failed(c.now, held, Failure{}) // an old one: it decides nothing
 	c.closed(0, 21*time.Second+1)
-	c.b.Failed(c.now, second, 0)
+	c.b.Failed(c.now, second, Failure{})
 	c.closed(0, 13*time.Second+1)
 	require.True(t, c.b.Answered(held), "an answer is an answer, however old the request")
 }
@@ -138,17 +157,17 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 	require.True(t, c.fail(0))
 	c.closed(0, 63*time.Second)
 	// Requests that were on their way are told to stay away longer.
-	c.b.Failed(c.now, Pass{}, 2*time.Minute)
+	c.b.Failed(c.now, Pass{}, Failure{Wait: 2 * time.Minute})
 	c.closed(0, 124*time.Second)
 	probe := c.after(2 * time.Minute).pass()
-	c.b.Failed(c.now, probe, 3*time.Minute)
+	c.b.Failed(c.now, probe, Failure{Wait: 3 * time.Minute})
 	c.closed(0, 304*time.Second)
 }
 
 func TestJitter(t *testing.T) {
 	b := New(Settings{Failures: 1, Span: 1, First: 10 * time.Second}, func() float64 { return 0.5 })
-	b.Failed(start, Pass{}, 0)
-	b.Failed(start.Add(1), Pass{}, 0)
+	b.Failed(start, Pass{}, Failure{})
+	b.Failed(start.Add(1), Pass{}, Failure{})
 	open, is := b.Open()
 	require.True(t, is)
 	require.Equal(t, start.Add(7500*time.Millisecond+1), open.Until)
@@ -191,7 +210,7 @@ func TestInvariants(t *testing.T) {
 				require.False(t, is)
 			case op == 3:
 				wait := time.Duration(rapid.IntRange(0, 300).Draw(t, "retry after")) * time.Second
-				b.Failed(now, take(), wait)
+				b.Failed(now, take(), Failure{Wait: wait, About: rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "about")})
 			default:
 				b.Dropped(now, take())
 			}

@@ -73,12 +73,12 @@ func (g *gate) unanswered(ctx context.Context, lane Lane, pass breaker.Pass, now
 		g.mu.Unlock()
 		return
 	}
-	g.failed(pass, now, 0, err)
+	g.failed(pass, now, breaker.Failure{}, err)
 }
 
-func (g *gate) failed(pass breaker.Pass, now time.Time, wait time.Duration, err error) {
+func (g *gate) failed(pass breaker.Pass, now time.Time, f breaker.Failure, err error) {
 	g.mu.Lock()
-	opened := g.breaker.Failed(now, pass, wait)
+	opened := g.breaker.Failed(now, pass, f)
 	open, _ := g.breaker.Open()
 	g.mu.Unlock()
 	if opened {

@@ -59,8 +59,12 @@ func each(ctx context.Context, c *Client) []error {
 
 func TestTroubleHoldsAllRequestsBack(t *testing.T) {
 	for name, trouble := range map[string]http.HandlerFunc{
-		"500": status(500),
+		"502": status(502),
 		"503": status(503),
+		"500 with a Retry-After": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusInternalServerError)
+		},
 		"HTML": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
 			w.WriteHeader(http.StatusNotFound)
@@ -157,8 +161,25 @@ func TestRequestsThatWereGivenUp(t *testing.T) {
 	require.NotZero(t, c.Unreachable())
 }
 
+// An application that fails at one job works for the others; one that fails at all does not work.
+func TestAnExceptionIsNotADeadGitLab(t *testing.T) {
+	c, _, _ := serveBreaking(t, time.Hour, status(500))
+	update := func(token string) {
+		t.Helper()
+		result, err := c.UpdateJob(t.Context(), 1, runnerapi.UpdateRequest{Token: token})
+		require.NoError(t, err)
+		require.Equal(t, 500, result.Code)
+	}
+	for range 20 {
+		update("one job's")
+	}
+	require.Zero(t, c.Unreachable())
+	update("another job's")
+	require.NotZero(t, c.Unreachable())
+}
+
 func TestRecovery(t *testing.T) {
-	c, handler, _ := serveBreaking(t, 10*time.Millisecond, status(500))
+	c, handler, _ := serveBreaking(t, 10*time.Millisecond, status(503))
 	recovered := c.Recovered()
 	for range 3 {
 		_, err := c.RequestJob(t.Context(), jobRequest(), LaneClaim)
@@ -208,7 +229,7 @@ func TestTooManyRequests(t *testing.T) {
 
 // One GitLab's trouble is its own.
 func TestBreakersAreNotShared(t *testing.T) {
-	bad, _, _ := serveBreaking(t, time.Hour, status(500))
+	bad, _, _ := serveBreaking(t, time.Hour, status(503))
 	good, _, _ := serveBreaking(t, time.Hour, status(http.StatusNoContent))
 	for range 10 {
 		_, err := bad.RequestJob(t.Context(), jobRequest(), LaneClaim)

@@ -123,9 +123,13 @@ func (c *Client) send(ctx context.Context, r *request) (*response, error) {
 func (r *response) close() {
 	switch now := r.now(); {
 	case r.broken != nil:
-		r.gate.failed(r.pass, now, 0, r.broken)
+		r.gate.failed(r.pass, now, breaker.Failure{}, r.broken)
 	case r.StatusCode >= 500 || isHTML(r.Header) && !meantByProxy(r.StatusCode):
-		r.gate.failed(r.pass, now, retryAfter(r.Header, now), fmt.Errorf("%s %s: %s", r.req.method, r.url, r.Status))
+		f := breaker.Failure{Wait: retryAfter(r.Header, now)}
+		if r.StatusCode == http.StatusInternalServerError && f.Wait == 0 && !isHTML(r.Header) {
+			f.About = r.req.token // an exception of the application: GitLab is there
+		}
+		r.gate.failed(r.pass, now, f, fmt.Errorf("%s %s: %s", r.req.method, r.url, r.Status))
 	default:
 		r.gate.answered(r.pass, now, r.StatusCode)
 	}
