@@ -5,13 +5,10 @@ package fleettest
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -140,46 +137,82 @@ func uploads(method, path, _ string) bool {
 type door struct {
 	t       testing.TB
 	address string
-	proxy   *httputil.ReverseProxy
-	server  *http.Server
-	served  chan struct{}
+	behind  string // host:port
+
+	listener net.Listener
+	carrying sync.WaitGroup
+	mu       sync.Mutex
+	closed   bool
+	conns    map[net.Conn]struct{}
 }
 
 // newDoor opens a door on a loopback address that nobody else uses, so that the port is still free when it is opened again.
 func newDoor(t testing.TB, ip string, behind *faults.GitLab) *door {
 	t.Helper()
-	to, err := url.Parse(behind.URL())
-	require.NoError(t, err)
-	d := &door{t: t, address: net.JoinHostPort(ip, "0"), proxy: &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(to)
-			r.Out.Host = r.In.Host
-		},
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
-		Transport:    &http.Transport{MaxIdleConnsPerHost: 16},
-	}}
+	d := &door{t: t, address: net.JoinHostPort(ip, "0"), behind: strings.TrimPrefix(behind.URL(), "http://")}
 	d.open()
 	return d
 }
 
 func (d *door) open() {
 	d.t.Helper()
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", d.address)
+	var err error
+	d.listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp", d.address)
 	require.NoError(d.t, err)
-	d.address, d.server, d.served = l.Addr().String(), &http.Server{Handler: d.proxy}, make(chan struct{})
-	go func() {
-		defer close(d.served)
-		_ = d.server.Serve(l)
-	}()
+	d.address, d.closed, d.conns = d.listener.Addr().String(), false, map[net.Conn]struct{}{}
+	d.carrying.Go(func() {
+		for {
+			conn, err := d.listener.Accept()
+			if err != nil {
+				return
+			}
+			d.carrying.Go(func() { d.carry(conn) })
+		}
+	})
+}
+
+func (d *door) carry(conn net.Conn) {
+	defer d.end(conn)
+	gitlab, err := new(net.Dialer).DialContext(context.Background(), "tcp", d.behind)
+	if err != nil {
+		return
+	}
+	defer d.end(gitlab)
+	if !d.enter(conn) || !d.enter(gitlab) {
+		return
+	}
+	d.carrying.Go(func() {
+		_, _ = io.Copy(gitlab, conn)
+		d.end(gitlab)
+	})
+	_, _ = io.Copy(conn, gitlab)
+}
+
+// enter counts a connection in; false: the door is shut.
+func (d *door) enter(conn net.Conn) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conns[conn] = struct{}{}
+	return !d.closed
+}
+
+func (d *door) end(conn net.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_ = conn.Close()
+	delete(d.conns, conn)
 }
 
 // shut refuses connections and ends those that there are.
 func (d *door) shut() {
-	d.t.Helper()
-	if err := d.server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		require.NoError(d.t, err)
+	_ = d.listener.Close()
+	d.mu.Lock()
+	d.closed = true
+	for conn := range d.conns {
+		_ = conn.Close()
 	}
-	<-d.served
+	d.mu.Unlock()
+	d.carrying.Wait()
 }
 
 func (d *door) url() string { return "http://" + d.address }

@@ -55,15 +55,16 @@ type scene struct {
 	*processes
 	options matrixOptions
 
-	t       *testing.T
-	phase   phase
-	door    *door
-	faults  *faults.GitLab
-	holds   *holds
-	network *faults.Network
-	project coordinator.Project
-	run     coordinator.Pipeline
-	held    *hold
+	t        *testing.T
+	phase    phase
+	programs string // the folder of the agent's
+	door     *door
+	faults   *faults.GitLab
+	holds    *holds
+	network  *faults.Network
+	project  coordinator.Project
+	run      coordinator.Pipeline
+	held     *hold
 
 	marks            string   // folder of what the job writes down: prepared, begun
 	preparation, end *os.File // named pipes that the job reads a line from
@@ -94,7 +95,7 @@ func newScene(t *testing.T, ip string, at phase, o matrixOptions) *scene {
 	t.Helper()
 	s := &scene{
 		processes: &processes{t: t, dir: t.TempDir(), agents: map[string]*process{}, env: cleanEnvironment(t), listen: freeAddress(t)},
-		t:         t, options: o, phase: at,
+		t:         t, options: o, phase: at, programs: bin,
 	}
 	o.coordinator.URL, o.coordinator.Dir = "http://"+ip, t.TempDir()
 	if o.coordinator.TraceInterval == 0 {
@@ -124,7 +125,8 @@ func newScene(t *testing.T, ip string, at phase, o matrixOptions) *scene {
 	require.NoError(t, err)
 	hook := ""
 	if at == preparing {
-		hook = fmt.Sprintf("    pre_get_sources_script: 'echo prepared >> %s/prepared; read line < %s'\n", s.marks, s.preparation.Name())
+		hook = fmt.Sprintf("    post_get_sources_script: 'echo prepared >> %s/prepared; read line < %s; head -c %d /dev/zero | tr \"\\0\" -; echo'\n",
+			s.marks, s.preparation.Name(), secondHalf)
 	}
 	config := fmt.Sprintf("listen: %s\ndata: ./plane\nping_period: 1s\n%srunners:\n  - name: runner\n    url: %s\n    token: %s\n    executor: shell\n%s",
 		s.listen, o.config, s.door.url(), r.Token, hook)
@@ -136,7 +138,7 @@ func newScene(t *testing.T, ip string, at phase, o matrixOptions) *scene {
 	return s
 }
 
-// addProject adds a project; one with sources if the job is to be held before it gets them.
+// addProject adds a project; one with sources if the job is to be held when it has got them.
 func (s *scene) addProject() {
 	s.t.Helper()
 	o := coordinator.ProjectOptions{Path: "group/matrix"}
@@ -157,6 +159,9 @@ func (s *scene) addProject() {
 	s.project, err = s.gitlab.AddProject(s.t.Context(), o)
 	require.NoError(s.t, err)
 }
+
+// secondHalf is how much the job prints once its end is opened: more than fits into what is left of a full disk's last page.
+const secondHalf = 64 << 10
 
 // pipe makes a named pipe that whoever reads from it can wait on.
 func (s *scene) pipe(name string) *os.File {
@@ -242,7 +247,7 @@ func (s *scene) startMatrixAgent(name, server string) {
 		s.agents[name] = s.startHost(args)
 		return
 	}
-	s.agents[name] = s.start("switchyard-agent", args...)
+	s.agents[name] = s.runProgram(exec.Command(filepath.Join(s.programs, "switchyard-agent"), args...))
 }
 
 // startHost starts an agent in a PID namespace, with a boot id of its own.
@@ -254,8 +259,14 @@ func (s *scene) startHost(args []string) *process {
 	// The shell is the host's first process: it collects those whose parents are gone.
 	const script = `mount --make-rprivate / && mount --bind "$0" /proc/sys/kernel/random/boot_id && { "$@" & wait; }`
 	cmd := exec.Command("unshare", append([]string{
-		"--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", script, boot, filepath.Join(bin, "switchyard-agent"),
+		"--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", script, boot, filepath.Join(s.programs, "switchyard-agent"),
 	}, args...)...)
+	return s.runProgram(cmd)
+}
+
+// runProgram starts a program.
+func (s *scene) runProgram(cmd *exec.Cmd) *process {
+	s.t.Helper()
 	cmd.Dir, cmd.Env = s.dir, s.env
 	x := &process{cmd: cmd, log: &lockedBuffer{}, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = x.log, x.log
@@ -421,6 +432,9 @@ func (s *scene) reach() {
 	switch s.phase {
 	case claimed:
 		s.claim()
+		if s.options.backupClaimed {
+			s.makeBackup()
+		}
 	case accepted:
 		s.held = s.holds.hold(http.StatusOK, starts)
 		s.create()
@@ -485,13 +499,18 @@ func (s *scene) createPipeline() {
 	if s.phase == preparing {
 		strategy = "fetch"
 	}
+	reports := "{}"
+	if s.options.agentDisk { // there is something to say after the first upload
+		reports = fmt.Sprintf("{junit: [%s]}", strings.Repeat("not-there-"+strings.Repeat("x", 200)+", ", 40))
+	}
 	s.run = pipeline(s.t, s.gitlab, s.project, fmt.Sprintf(`
 job:
   variables: {GIT_STRATEGY: %[3]s}
   script:
-    - 'pwd >> %[1]s/begun; echo content > file; echo "first half"; read line < %[2]s; echo "second half"'
-  artifacts: {paths: [file]}
-`, s.marks, s.end.Name(), strategy))
+    - 'pwd >> %[1]s/begun; echo content > file; echo "first half"; read line < %[2]s'
+    - 'head -c %[4]d /dev/zero | tr "\\0" .; echo; echo "second half"'
+  artifacts: {paths: [file], reports: %[5]s}
+`, s.marks, s.end.Name(), strategy, secondHalf, reports))
 }
 
 func (s *scene) begin() {

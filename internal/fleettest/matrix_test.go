@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -179,7 +180,10 @@ var failures = []failure{
 				o.attempts = 2
 				return o
 			}
-			return outcome{status: "running", where: begins(at)}
+			if at == accepted {
+				return outcome{status: "running"}
+			}
+			return outcome{status: "running", where: first}
 		},
 	},
 	{
@@ -228,8 +232,21 @@ var failures = []failure{
 		strike: func(s *scene) {
 			s.fill("plane")
 			s.leave()
-			s.lasts(3 * time.Second)
-			s.empty("plane", planeDiskSize)
+			switch s.phase {
+			case preparing, running: // there is more to write than fits
+				s.until("the control plane has noticed", func() bool {
+					return strings.Contains(s.plane.log.String(), "traces cannot be written")
+				})
+				claims := s.gitlab.Stats().Claims
+				other := pipeline(s.t, s.gitlab, s.project, "other: {script: [echo hello]}")
+				s.lasts(2 * time.Second)
+				require.Equal(s.t, claims, s.gitlab.Stats().Claims, "nothing is claimed")
+				s.empty("plane", planeDiskSize)
+				require.Equal(s.t, "success", wait(s.t, s.gitlab, other).Status)
+			default:
+				s.lasts(3 * time.Second)
+				s.empty("plane", planeDiskSize)
+			}
 		},
 		expect: func(phase) outcome { return success(first) },
 	},
@@ -252,33 +269,79 @@ var failures = []failure{
 			switch at {
 			case claimed:
 				return success(second)
-			case reporting:
+			case finishing, reporting:
 				return success(first)
 			}
-			return outcome{status: "failed", reason: "runner_system_failure", where: begins(at), trace: "no space left on device"}
+			o := outcome{
+				status: "failed", reason: "runner_system_failure", where: begins(at), whole: true, trace: "no space left on device",
+			}
+			if at == preparing { // its own command, which writes a file, fails first
+				o.reason, o.where = "script_failure", first
+			}
+			return o
 		},
 	},
 }
 
-// TestFailureMatrix is docs/design/failures.md, a cell each.
+// TestFailureMatrix is docs/design/failures.md, a cell each. The cells mostly wait, so more of them run at once than there
+// are processors.
 func TestFailureMatrix(t *testing.T) {
 	slots := make(chan struct{}, atOnce)
+	var rows sync.WaitGroup
 	for row, f := range failures {
-		t.Run(f.name, func(t *testing.T) {
-			for column, at := range phases {
-				t.Run(string(at), func(t *testing.T) {
-					t.Parallel()
-					slots <- struct{}{}
-					t.Cleanup(func() { <-slots })
-					if f.options.host && os.Geteuid() != 0 {
-						t.Skip("needs to be root: a host that can be lost is a PID namespace")
-					}
-					s := newScene(t, fmt.Sprintf("127.77.%d.%d", row+1, column+1), at, f.options)
-					s.reach()
-					f.strike(s)
-					s.verify(f.expect(at))
-				})
+		rows.Go(func() {
+			t.Run(f.name, func(t *testing.T) {
+				var cells sync.WaitGroup
+				for column, at := range phases {
+					cells.Go(func() {
+						slots <- struct{}{}
+						defer func() { <-slots }()
+						t.Run(string(at), func(t *testing.T) { f.happens(t, fmt.Sprintf("127.77.%d.%d", row+1, column+1), at) })
+					})
+				}
+				cells.Wait()
+			})
+		})
+	}
+	rows.Wait()
+}
+
+// happens is one cell.
+func (f *failure) happens(t *testing.T, ip string, at phase) {
+	if f.options.host && os.Geteuid() != 0 {
+		t.Skip("needs to be root: a host that can be lost is a PID namespace")
+	}
+	s := newScene(t, ip, at, f.options)
+	s.reach()
+	f.strike(s)
+	s.verify(f.expect(at))
+}
+
+// A claim whose answer is lost is a job that GitLab has given away and nobody knows of.
+func TestAClaimWhoseAnswerIsLost(t *testing.T) {
+	for i, legacy := range []bool{false, true} {
+		t.Run(map[bool]string{false: "two-phase commit", true: "without two-phase commit"}[legacy], func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t, fmt.Sprintf("127.77.101.%d", i+1), claimed, matrixOptions{
+				coordinator: coordinator.Options{LegacyCommit: legacy, AckExpiry: 3 * time.Second},
+			})
+			answer := s.holds.hold(http.StatusCreated, claims)
+			s.createPipeline()
+			s.arrived(answer)
+			answer.let <- false
+			s.open(s.end)
+			if !legacy { // GitLab gets no confirmation and offers the job again
+				o := success(first)
+				o.attempts = 2
+				s.verify(o)
+				return
 			}
+			given := s.run
+			s.createPipeline()
+			s.verify(success(first)) // the runner goes on with the next one
+			lost, err := s.gitlab.Pipeline(given.ID)
+			require.NoError(t, err)
+			require.Equal(t, "running", lost.Jobs[0].Status, "until GitLab drops it for its silence, after an hour")
 		})
 	}
 }
@@ -315,6 +378,10 @@ func elsewhere(at phase) outcome {
 // restored is the loss of all that the control plane wrote since a backup.
 func restored(s *scene) {
 	s.plane.signal(s.t, syscall.SIGKILL)
+	if s.phase == reporting { // the result is on its way nowhere
+		s.held.let <- false
+		s.held = nil
+	}
 	s.leave()
 	switch s.phase {
 	case preparing, running, uploading, finishing:
@@ -352,6 +419,15 @@ func (s *scene) wait() coordinator.Pipeline {
 	return wait(s.t, s.gitlab, s.run)
 }
 
+// job is what counts of the pipeline in GitLab.
+func (s *scene) job() coordinator.Job {
+	s.t.Helper()
+	now, err := s.gitlab.Pipeline(s.run.ID)
+	require.NoError(s.t, err)
+	require.Len(s.t, now.Jobs, 1)
+	return now.Jobs[0]
+}
+
 // verify checks what has become of the job.
 func (s *scene) verify(want outcome) {
 	s.t.Helper()
@@ -369,10 +445,7 @@ func (s *scene) verify(want outcome) {
 			return err == nil && len(left) == 0
 		})
 	}
-	now, err := s.gitlab.Pipeline(s.run.ID)
-	require.NoError(s.t, err)
-	require.Len(s.t, now.Jobs, 1)
-	job := now.Jobs[0]
+	job := s.job()
 	require.Equal(s.t, want.status, job.Status)
 	require.Equal(s.t, want.reason, string(job.FailureReason))
 	require.Equal(s.t, max(want.attempts, 1), job.Attempt)
@@ -386,7 +459,8 @@ func (s *scene) verify(want outcome) {
 	text := string(trace(s.t, s.gitlab, job))
 	require.Contains(s.t, text, want.trace)
 	if want.status == "success" {
-		require.Contains(s.t, text, "first half\nsecond half\n")
+		require.Contains(s.t, text, "first half\n")
+		require.Contains(s.t, text, "\n"+strings.Repeat(".", secondHalf)+"\nsecond half\n")
 		files, err := s.gitlab.Artifacts(job.ID)
 		require.NoError(s.t, err)
 		require.Len(s.t, files, 1)
