@@ -31,7 +31,7 @@ import (
 //
 // At every step: of all attempts at a job at most one is ever begun, and only when GitLab has the job as running; nothing of
 // a job runs once its end was reported; every result that is reported of a job is the same; GitLab's trace is a prefix of
-// what the job wrote, but for the control plane's own last line. When all is well again every job ends, a successful one
+// what the job wrote, but for the control plane's own last line; no job is given up while agents are heard of. When all is well again every job ends, a successful one
 // with its whole trace, and neither side holds anything of any.
 //
 // A plan is drawn first and then carried out: goroutines, files and jitter leave some things to chance, so one that has
@@ -118,6 +118,8 @@ type world struct {
 
 	mu     sync.Mutex
 	begins map[int64]*process // by GitLab's job
+	silent time.Duration      // how long nothing was delivered, all in all
+	losses bool               // a host was lost
 	broken string             // the first promise that was broken
 	log    strings.Builder
 }
@@ -203,6 +205,9 @@ func (w *world) reported(id int64, u runnerapi.UpdateRequest) {
 		w.breaks("a job has two ends", "job %d, %s (%s) and %s (%s)", id, j.finals[0].State, j.finals[0].FailureReason, u.State, u.FailureReason)
 	}
 	j.finals = append(j.finals, u)
+	if u.FailureReason == runnerapi.ReasonRunnerSystem && !w.losses && w.silent < stopAfter {
+		w.breaks("a job is given up although nothing was lost", "job %d", id)
+	}
 }
 
 // check is made after each step.
@@ -212,7 +217,7 @@ func (w *world) check() {
 	for _, a := range w.agents {
 		for _, p := range append(a.processes(), a.orphans...) {
 			if j := w.gitlab.jobs[p.gitlab-1]; p.runs() && len(j.finals) > 0 {
-				w.breaks("a job runs although its end was reported", "%v on %s", p.ref, a)
+				w.breaks("a job runs although its end was reported", "%v on %s, %q", p.ref, a, lastLine(j.trace))
 			}
 		}
 	}
@@ -233,6 +238,11 @@ func (w *world) check() {
 
 // lastLines are how a line of the control plane's own begins.
 var lastLines = []string{"ERROR: Job failed (system failure): ", "WARNING: the rest of this trace is lost: "}
+
+func lastLine(trace []byte) []byte {
+	trace = bytes.TrimRight(trace, "\n")
+	return trace[bytes.LastIndexByte(trace, '\n')+1:]
+}
 
 func (w *world) checkTrace(j *gitlabJob) {
 	var wrote []byte
@@ -424,7 +434,9 @@ func (w *world) do(s step) {
 	case breakLink:
 		w.breakLink(s)
 	case silence:
-		w.let(silences[s.pick(len(silences))])
+		d := silences[s.pick(len(silences))]
+		w.silent += d
+		w.let(d)
 	case killPlane, stopPlane:
 		w.restartPlane(s.what == killPlane, s.coin())
 	case restartAgent:
@@ -432,6 +444,7 @@ func (w *world) do(s step) {
 	case loseHost:
 		a := w.agents[s.pick(len(w.agents))]
 		kind := s.pick(3)
+		w.losses = true
 		a.lose(kind != 0, kind != 1)
 	case begin:
 		if a, p := w.aProcess(&s, mayBegin); p != nil {
@@ -586,7 +599,8 @@ func mayBegin(p *process) bool {
 	return p.launched && !p.begun && !p.ended && (p.until.IsZero() || time.Now().Before(p.until))
 }
 
-// round is what happens in a world without trouble, once; jobs write a line and go on.
+// round is what happens in a world without trouble, once: GitLab answers what it was asked, all messages arrive, jobs begin and
+// write. What GitLab is asked then waits for the next.
 func (w *world) round() {
 	if w.plane == nil {
 		w.startPlane()
@@ -602,7 +616,6 @@ func (w *world) round() {
 			a.connect()
 		}
 	}
-	w.pump()
 	w.answerAll()
 	w.pump()
 	for _, a := range w.agents {
@@ -617,7 +630,6 @@ func (w *world) round() {
 	}
 	w.settle()
 	w.pump()
-	w.answerAll()
 }
 
 // recover is a world that gets well, until nothing is left to do.
