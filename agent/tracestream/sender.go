@@ -15,6 +15,8 @@ const (
 	// frameSize is the greatest number of trace bytes in one message. It is also what may be sent of a job on a new
 	// stream before the control plane has said how much it takes.
 	frameSize = 256 << 10
+	// probeSize is what is sent instead on a new stream if the control plane may have it already.
+	probeSize = 4 << 10
 	// gather is how long a job's next frame waits for more bytes after its last one, unless it is full.
 	gather = 25 * time.Millisecond
 )
@@ -142,7 +144,11 @@ func (s *Sender) restart() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, j := range s.jobs {
+		outstanding := j.sent > j.received
 		j.rewind(j.received)
+		if outstanding { // the control plane may have more than it has synced, and is about to say so
+			j.limit = j.received + probeSize
+		}
 		s.schedule(j)
 	}
 }
@@ -248,8 +254,10 @@ func (s *Sender) answered(r *fleetv1.TraceResponse) {
 		return
 	case fleetv1.TraceOutcome_TRACE_OUTCOME_RESEND:
 		j.received = r.GetReceived()
-		j.rewind(j.received)
+		j.rewind(max(j.received, r.GetWritten()))
 	case fleetv1.TraceOutcome_TRACE_OUTCOME_CONTINUE, fleetv1.TraceOutcome_TRACE_OUTCOME_UNSPECIFIED:
+		// What an earlier stream brought and was not synced yet need not be sent again.
+		j.sent = max(j.sent, r.GetWritten())
 	}
 	j.limit = max(j.limit, r.GetLimit())
 	s.schedule(j)

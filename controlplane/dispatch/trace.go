@@ -128,7 +128,7 @@ func (t *traceStream) answer(stream traceServer) error {
 		for job, p := range t.take() {
 			if err := stream.Send(&fleetv1.TraceResponse{
 				Ref:      &fleetv1.JobRef{Job: job, Epoch: p.Epoch},
-				Received: p.Received, Reported: p.Reported, Limit: p.Limit, Outcome: outcome(p.Verdict),
+				Received: p.Received, Reported: p.Reported, Limit: p.Limit, Outcome: outcome(p.Verdict), Written: p.Written,
 			}); err != nil {
 				return fmt.Errorf("acknowledge trace: %w", err)
 			}

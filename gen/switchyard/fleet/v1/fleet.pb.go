@@ -206,7 +206,7 @@ type TraceOutcome int32
 const (
 	TraceOutcome_TRACE_OUTCOME_UNSPECIFIED TraceOutcome = 0
 	TraceOutcome_TRACE_OUTCOME_CONTINUE    TraceOutcome = 1
-	// There was a gap: send from `received`.
+	// There was a gap: send from `received`, or from `written` if that is more.
 	TraceOutcome_TRACE_OUTCOME_RESEND TraceOutcome = 2
 	// The epoch is stale or the job is reported: send no more of it.
 	TraceOutcome_TRACE_OUTCOME_STOP TraceOutcome = 3
@@ -2264,8 +2264,11 @@ type TraceResponse struct {
 	// Bytes that GitLab has.
 	Reported int64 `protobuf:"varint,3,opt,name=reported,proto3" json:"reported,omitempty"`
 	// The agent may send bytes below this offset (exclusive).
-	Limit         int64        `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
-	Outcome       TraceOutcome `protobuf:"varint,5,opt,name=outcome,proto3,enum=switchyard.fleet.v1.TraceOutcome" json:"outcome,omitempty"`
+	Limit   int64        `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	Outcome TraceOutcome `protobuf:"varint,5,opt,name=outcome,proto3,enum=switchyard.fleet.v1.TraceOutcome" json:"outcome,omitempty"`
+	// Bytes that the control plane has, synced or not, at least `received`: they need not be sent on this stream again.
+	// What was not synced may yet be asked for again.
+	Written       int64 `protobuf:"varint,6,opt,name=written,proto3" json:"written,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2333,6 +2336,13 @@ func (x *TraceResponse) GetOutcome() TraceOutcome {
 		return x.Outcome
 	}
 	return TraceOutcome_TRACE_OUTCOME_UNSPECIFIED
+}
+
+func (x *TraceResponse) GetWritten() int64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
 }
 
 type GetJobRequest struct {
@@ -2983,13 +2993,14 @@ const file_switchyard_fleet_v1_fleet_proto_rawDesc = "" +
 	"\fTraceRequest\x125\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.switchyard.fleet.v1.JobRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\x12\x1f\n" +
 	"\x06offset\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x06offset\x12\x1d\n" +
-	"\x04data\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x10R\x04data\"\xc9\x01\n" +
+	"\x04data\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x10R\x04data\"\xe3\x01\n" +
 	"\rTraceResponse\x12-\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.switchyard.fleet.v1.JobRefR\x03ref\x12\x1a\n" +
 	"\breceived\x18\x02 \x01(\x03R\breceived\x12\x1a\n" +
 	"\breported\x18\x03 \x01(\x03R\breported\x12\x14\n" +
 	"\x05limit\x18\x04 \x01(\x03R\x05limit\x12;\n" +
-	"\aoutcome\x18\x05 \x01(\x0e2!.switchyard.fleet.v1.TraceOutcomeR\aoutcome\"F\n" +
+	"\aoutcome\x18\x05 \x01(\x0e2!.switchyard.fleet.v1.TraceOutcomeR\aoutcome\x12\x18\n" +
+	"\awritten\x18\x06 \x01(\x03R\awritten\"F\n" +
 	"\rGetJobRequest\x125\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.switchyard.fleet.v1.JobRefB\x06\xbaH\x03\xc8\x01\x01R\x03ref\"\xa3\x01\n" +
 	"\x0eGetJobResponse\x12\x18\n" +
