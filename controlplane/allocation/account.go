@@ -1,5 +1,7 @@
 package allocation
 
+import "maps"
+
 // account is what a node has used of the slots of one domain, measured against its siblings (finish) and measuring its
 // children (virtual). It is start-time fair queueing in slot-seconds; see the package's comment.
 type account struct {
@@ -113,12 +115,5 @@ func follow(mean, length int64) int64 {
 }
 
 func (l *lengths) clone() lengths {
-	c := lengths{mean: l.mean}
-	if l.names != nil {
-		c.names = make(map[string]int64, len(l.names))
-		for k, v := range l.names {
-			c.names[k] = v
-		}
-	}
-	return c
+	return lengths{mean: l.mean, names: maps.Clone(l.names)}
 }

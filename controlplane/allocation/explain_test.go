@@ -65,31 +65,3 @@ func TestTheSentencesOfExplain(t *testing.T) {
 	_, err = f.s.ExplainJob(f.now, JobKey{gitlabURL, 99}, free)
 	require.ErrorIs(t, err, ErrUnknownJob)
 }
-
-func TestUsage(t *testing.T) {
-	f := newFleet(t, Policy{Nodes: map[string]Rule{NodeName(gitlabURL, "a"): {Weight: 3, Hard: 9}}}, Runner{Name: "shared"})
-	f.arrive(1, "a/p")
-	f.arrive(2, "b/p", func(j *Job) { j.Factor = 2 })
-	f.arrive(3, "b/q")
-	f.serve()
-	f.serve()
-	f.after(time.Minute)
-	f.finish(1)
-	f.after(time.Minute)
-	usage := map[string]Usage{}
-	for _, u := range f.s.Usage(f.now) {
-		usage[u.Kind+" "+u.Name] = u
-	}
-	a, b := usage["group "+NodeName(gitlabURL, "a")], usage["group "+NodeName(gitlabURL, "b")]
-	require.Equal(t, time.Minute, a.SlotTime)
-	require.Equal(t, time.Minute, usage["project "+NodeName(gitlabURL, "a/p")].JobLength)
-	require.InDelta(t, 3, a.Weight, 0)
-	require.Equal(t, 9, a.Hard)
-	require.Equal(t, 4*time.Minute, b.SlotTime, "a second of its slot counts twice")
-	require.Equal(t, 1, b.Running)
-	require.InDelta(t, 1, b.Due, 1e-9, "nobody else runs or waits")
-	require.InDelta(t, 0.5, usage["project "+NodeName(gitlabURL, "b/q")].Due, 1e-9)
-	require.Equal(t, 1, usage["project "+NodeName(gitlabURL, "b/q")].Waiting)
-	require.Equal(t, 5*time.Minute, usage["fleet "].SlotTime)
-	require.Equal(t, 5*time.Minute, usage["runner shared"].SlotTime)
-}

@@ -129,11 +129,12 @@ func (w *world) do(o op) {
 	case "arrive":
 		r := w.runner(o.a)
 		path := paths[o.b%len(paths)]
-		switch {
-		case r.Scope == GroupRunner:
+		switch r.Scope {
+		case GroupRunner:
 			path = r.Path + "/p"
-		case r.Scope == ProjectRunner:
+		case ProjectRunner:
 			path = r.Path
+		case InstanceRunner:
 		}
 		w.next++
 		j := &worldJob{Job: Job{
@@ -315,7 +316,8 @@ func TestDecisionsAgreeWithLookingAtEverything(t *testing.T) {
 				both, ok := w.s.Next(w.now, "linux", "macos")
 				one, okOne := w.s.Next(w.now, "linux")
 				other, okOther := w.s.Next(w.now, "macos")
-				if ok != (okOne || okOther) || ok && !(okOne && both == one) && !(okOther && both == other) {
+				first := okOne && both == one || okOther && both == other
+				if ok != (okOne || okOther) || ok && !first {
 					t.Fatalf("linux %+v, macos %+v, both %+v", one, other, both)
 				}
 			}

@@ -42,7 +42,7 @@ func (s *Scheduler) Status(now time.Time) []NodeStatus {
 	}
 	var list []NodeStatus
 	for _, n := range s.nodes {
-		if _, ruled := s.policy.Nodes[n.name]; !active(n) && !ruled && !(n.kind == kindRunner && n.runner != nil) {
+		if _, ruled := s.policy.Nodes[n.name]; !active(n) && !ruled && (n.kind != kindRunner || n.runner == nil) {
 			continue
 		}
 		st := NodeStatus{
