@@ -392,7 +392,7 @@ func (c *chaos) nothingIsLeft() {
 		return err
 	})
 	if !errors.Is(err, fs.ErrNotExist) {
-		assert.NoError(c.t, err)
+		require.NoError(c.t, err)
 	}
 	assert.Empty(c.t, c.processesOf(), "processes that were started for this fleet")
 }

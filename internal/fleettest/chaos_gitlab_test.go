@@ -57,7 +57,7 @@ func newChaosGitLab(t testing.TB, name string, legacy bool, marks string) *chaos
 		},
 	})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, g.Coordinator.Close()) })
+	t.Cleanup(func() { require.NoError(t, g.Close()) })
 	g.proxy, err = faults.NewGitLab(g)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, g.proxy.Close()) })

@@ -35,7 +35,7 @@ func TestChaos(t *testing.T) {
 
 // TestChaosOfOneSeed is the same in short, always with the same decisions.
 func TestChaosOfOneSeed(t *testing.T) {
-	runChaos(t, 4, 300)
+	runChaos(t, 1258, 300)
 }
 
 const (
