@@ -13,7 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -56,9 +55,8 @@ func TestTheFleetKeepsItsPromises(t *testing.T) {
 
 // carryOut runs a plan in virtual time and returns the first promise that was broken, and what happened until then.
 func carryOut(t *testing.T, twoPhase bool, agents int, steps []step) (broken, log string) {
-	dir, err := os.MkdirTemp(t.TempDir(), "")
-	require.NoError(t, err)
-	defer os.RemoveAll(dir)
+	dir := t.TempDir()
+	defer os.RemoveAll(dir) // there are many
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{dir: dir, start: time.Now(), begins: make(map[int64]*process)}
 		defer func() {
