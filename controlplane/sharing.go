@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/switchyard-ci/switchyard/controlplane/admin"
 	"github.com/switchyard-ci/switchyard/controlplane/allocation"
 	"github.com/switchyard-ci/switchyard/controlplane/dispatch"
 	"github.com/switchyard-ci/switchyard/controlplane/policy"
@@ -86,32 +87,22 @@ func (s *sharing) put(ctx context.Context, d *store.Document, body []byte) error
 	return nil
 }
 
-// Policy is a policy of fair usage as it was applied.
-type Policy struct {
-	Text      string
-	Version   int64 // 0: none was ever applied, and the default counts
-	AppliedAt time.Time
-	AppliedBy string
-}
-
-// Policy returns the policy in force.
-func (s *Server) Policy() Policy {
+// Policy implements admin.Policies.
+func (s *Server) Policy() admin.Policy {
 	s.sharing.mu.Lock()
 	defer s.sharing.mu.Unlock()
 	d := s.sharing.policy
-	return Policy{Text: string(d.Body), Version: d.Version, AppliedAt: d.ChangedAt, AppliedBy: d.ChangedBy}
+	return admin.Policy{Text: string(d.Body), Version: d.Version, AppliedAt: d.ChangedAt, AppliedBy: d.ChangedBy}
 }
 
-// ApplyPolicy puts a policy in force, at once and for good, and has it in the audit log who did so. name is what its text
-// is called in messages. The error is yamlform.Problems if the text has mistakes; nothing has changed then. Warnings come
-// with both. With dry nothing changes either.
-func (s *Server) ApplyPolicy(ctx context.Context, name, text, actor string, dry bool) (Policy, []yamlform.Problem, error) {
+// ApplyPolicy implements admin.Policies.
+func (s *Server) ApplyPolicy(ctx context.Context, name, text, actor string, check bool) (admin.Policy, []yamlform.Problem, error) {
 	p, warnings, err := policy.Parse(name, []byte(text))
 	if err != nil {
-		return Policy{}, warnings, err
+		return admin.Policy{}, warnings, err
 	}
 	warnings = append(warnings, s.strangers(name, p)...)
-	if dry {
+	if check {
 		return s.Policy(), warnings, nil
 	}
 	s.sharing.mu.Lock()
@@ -120,12 +111,12 @@ func (s *Server) ApplyPolicy(ctx context.Context, name, text, actor string, dry 
 	d, err := s.sharing.store.PutDocument(ctx, store.Document{Name: policyDocument, Body: []byte(text), ChangedAt: now, ChangedBy: actor}, s.sharing.policy.Version,
 		&store.AuditEntry{At: now, Actor: actor, Action: "policy.apply", Subject: "policy", Detail: text})
 	if err != nil {
-		return Policy{}, warnings, fmt.Errorf("store the policy: %w", err)
+		return admin.Policy{}, warnings, fmt.Errorf("store the policy: %w", err)
 	}
 	s.sharing.policy = d
 	s.dispatch.SetPolicy(p)
 	s.log.Info("a policy of fair usage is in force", "version", d.Version, "by", actor)
-	return Policy{Text: text, Version: d.Version, AppliedAt: d.ChangedAt, AppliedBy: actor}, warnings, nil
+	return admin.Policy{Text: text, Version: d.Version, AppliedAt: d.ChangedAt, AppliedBy: actor}, warnings, nil
 }
 
 // strangers are warnings about runners that a policy names and that are not configured.
@@ -146,8 +137,7 @@ func (s *Server) strangers(name string, p *policy.Policy) []yamlform.Problem {
 	return warnings
 }
 
-// Audit returns who changed what, the newest first: at most limit entries older than the one with the ID before (0: from
-// the newest).
+// Audit implements admin.Policies.
 func (s *Server) Audit(ctx context.Context, before int64, limit int) ([]store.AuditEntry, error) {
 	return s.store.Audit(ctx, before, limit)
 }

@@ -36,6 +36,10 @@ type cli struct {
 	Agents   agentsCmd   `cmd:"" help:"Agents: who is there, and tokens to let more join."`
 	Jobs     jobsCmd     `cmd:"" help:"Jobs that the control plane holds."`
 	Runners  runnersCmd  `cmd:"" help:"Runners: how they do, and their registration in GitLab."`
+	Policy   policyCmd   `cmd:"" help:"Fair usage: who gets which share, and which jobs go first."`
+	Explain  explainCmd  `cmd:"" help:"Why something waits."`
+	Usage    usageCmd    `cmd:"" help:"What projects use of the fleet, and how long they wait."`
+	Audit    auditCmd    `cmd:"" help:"Who changed what."`
 	Simulate simulateCmd `cmd:"" help:"Play a load on a number of slots: who gets what, who waits for how long."`
 
 	Version kong.VersionFlag `help:"Print the version."`

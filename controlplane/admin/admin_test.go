@@ -39,6 +39,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fleet is a Fleet at one moment.
 type fleet struct {
+	sharing
 	agents []dispatch.AgentStatus
 	jobs   []dispatch.JobSnapshot
 }
@@ -69,6 +70,7 @@ func (members) NewJoinToken(context.Context, int, time.Duration) (jointoken.Toke
 
 // runners are those of a control plane.
 type runners struct {
+	policies
 	list   []admin.RunnerStatus
 	rotate func(ctx context.Context, runner string) error
 }
@@ -100,7 +102,7 @@ func start(t *testing.T, folder string) *controlPlane {
 }
 
 // serve serves until stop is called or the test ends.
-func serve(t *testing.T, folder string, members admin.Members, f admin.Fleet, r admin.Runners, log *slog.Logger) (stop func()) {
+func serve(t *testing.T, folder string, members admin.Members, f admin.Fleet, r admin.Plane, log *slog.Logger) (stop func()) {
 	t.Helper()
 	server, err := admin.NewServer(members, f, r, log)
 	require.NoError(t, err)

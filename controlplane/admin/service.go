@@ -39,6 +39,7 @@ type Members interface {
 
 // Fleet knows what goes on. *dispatch.Dispatcher is one.
 type Fleet interface {
+	Sharing
 	// Agents returns the agents that are here or hold jobs.
 	Agents() []dispatch.AgentStatus
 	// RemoveAgent ends the session of an agent that is no member any more and returns how many jobs it had begun.
@@ -47,23 +48,31 @@ type Fleet interface {
 	Jobs() []dispatch.JobSnapshot
 }
 
+// Plane is the control plane itself. *controlplane.Server is one.
+type Plane interface {
+	Runners
+	Policies
+}
+
 // NewServer makes a server for AdminService. It asks nobody who he is: serve it on a listener of Listen only.
-func NewServer(members Members, fleet Fleet, runners Runners, log *slog.Logger) (*grpc.Server, error) {
+func NewServer(members Members, fleet Fleet, plane Plane, log *slog.Logger) (*grpc.Server, error) {
 	server, err := grpcserver.New(grpcserver.Options{Log: log})
 	if err != nil {
 		return nil, err
 	}
-	adminv1.RegisterAdminServiceServer(server, &service{members: members, fleet: fleet, runners: runners, log: log})
+	adminv1.RegisterAdminServiceServer(server, &service{members: members, fleet: fleet, sharing: fleet, runners: plane, policies: plane, log: log})
 	return server, nil
 }
 
 type service struct {
 	adminv1.UnimplementedAdminServiceServer
 
-	members Members
-	fleet   Fleet
-	runners Runners
-	log     *slog.Logger
+	members  Members
+	fleet    Fleet
+	sharing  Sharing
+	runners  Runners
+	policies Policies
+	log      *slog.Logger
 }
 
 func (s *service) CreateJoinToken(ctx context.Context, req *adminv1.CreateJoinTokenRequest) (*adminv1.CreateJoinTokenResponse, error) {

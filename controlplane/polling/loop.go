@@ -30,6 +30,7 @@ type loop struct {
 	lastErrorAt time.Time
 	lastContact time.Time
 	lastJob     time.Time
+	lastEmpty   time.Time
 	counters    Counters
 	lost        []error
 }
@@ -143,6 +144,7 @@ func (l *loop) claim(r Reservation, cursor string) {
 			l.lastJob = now
 		case none:
 			l.counters.Empty++
+			l.lastEmpty = now
 		}
 		l.answered(now, a, err)
 		if err != nil && l.work.Err() != nil {
@@ -170,9 +172,12 @@ func (l *loop) watch(ctx context.Context, cursor string, limit time.Duration) {
 		l.cancelWatch(nil)
 		a.old = request.Token != l.o.Token()
 		l.m.watchAnswered(now, a)
-		if a.kind == job {
+		switch a.kind {
+		case job:
 			l.counters.WatchJobs++
 			l.lastJob = now
+		case none:
+			l.lastEmpty = now
 		}
 		l.answered(now, a, watchError(err, a.held))
 	}

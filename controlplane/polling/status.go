@@ -42,6 +42,7 @@ type Status struct {
 	// LastContact is when GitLab last answered a request in a way that was expected; 429 is, 403 is not.
 	LastContact time.Time
 	LastJob     time.Time
+	LastEmpty   time.Time // when GitLab last said that it has none
 	// LastError is the last thing that went wrong, at LastErrorAt, with the way out; it stays when all is well again.
 	LastError   string
 	LastErrorAt time.Time
@@ -149,6 +150,7 @@ func (l *loop) publish(now time.Time) {
 		Runner:         l.o.Runner,
 		LastContact:    l.lastContact,
 		LastJob:        l.lastJob,
+		LastEmpty:      l.lastEmpty,
 		LastError:      l.lastError,
 		LastErrorAt:    l.lastErrorAt,
 		InFlight:       m.inFlight,

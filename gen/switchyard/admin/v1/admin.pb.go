@@ -1208,6 +1208,1147 @@ func (x *RotateRunnerTokenResponse) GetToken() *RunnerToken {
 	return nil
 }
 
+type GetPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyRequest) Reset() {
+	*x = GetPolicyRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyRequest) ProtoMessage() {}
+
+func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
+func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+type GetPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *Policy                `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyResponse) Reset() {
+	*x = GetPolicyResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyResponse) ProtoMessage() {}
+
+func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
+func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetPolicyResponse) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+// Policy is a policy of fair usage as it was applied.
+type Policy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// YAML; empty if none was ever applied, and the defaults count.
+	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	// 0: none was ever applied.
+	Version       int64                  `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	AppliedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=applied_at,json=appliedAt,proto3" json:"applied_at,omitempty"`
+	AppliedBy     string                 `protobuf:"bytes,4,opt,name=applied_by,json=appliedBy,proto3" json:"applied_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Policy) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Policy) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Policy) GetAppliedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AppliedAt
+	}
+	return nil
+}
+
+func (x *Policy) GetAppliedBy() string {
+	if x != nil {
+		return x.AppliedBy
+	}
+	return ""
+}
+
+type ApplyPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Text  string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	// What the text is called in complaints: the file's name.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Who applies it, for the audit log.
+	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Only look at it.
+	CheckOnly     bool `protobuf:"varint,4,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyPolicyRequest) Reset() {
+	*x = ApplyPolicyRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyPolicyRequest) ProtoMessage() {}
+
+func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ApplyPolicyRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *ApplyPolicyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ApplyPolicyRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ApplyPolicyRequest) GetCheckOnly() bool {
+	if x != nil {
+		return x.CheckOnly
+	}
+	return false
+}
+
+type ApplyPolicyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy that is in force now.
+	Policy *Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Mistakes, each with its place. If there are any, nothing has changed.
+	Problems      []string `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
+	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyPolicyResponse) Reset() {
+	*x = ApplyPolicyResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyPolicyResponse) ProtoMessage() {}
+
+func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ApplyPolicyResponse) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *ApplyPolicyResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *ApplyPolicyResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type ExplainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*ExplainRequest_Job
+	//	*ExplainRequest_Runner
+	//	*ExplainRequest_Project
+	Subject isExplainRequest_Subject `protobuf_oneof:"subject"`
+	// The GitLab of the project; may be empty if all runners are of one GitLab.
+	Gitlab        string `protobuf:"bytes,4,opt,name=gitlab,proto3" json:"gitlab,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExplainRequest) GetSubject() isExplainRequest_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetJob() int64 {
+	if x != nil {
+		if x, ok := x.Subject.(*ExplainRequest_Job); ok {
+			return x.Job
+		}
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetRunner() string {
+	if x != nil {
+		if x, ok := x.Subject.(*ExplainRequest_Runner); ok {
+			return x.Runner
+		}
+	}
+	return ""
+}
+
+func (x *ExplainRequest) GetProject() string {
+	if x != nil {
+		if x, ok := x.Subject.(*ExplainRequest_Project); ok {
+			return x.Project
+		}
+	}
+	return ""
+}
+
+func (x *ExplainRequest) GetGitlab() string {
+	if x != nil {
+		return x.Gitlab
+	}
+	return ""
+}
+
+type isExplainRequest_Subject interface {
+	isExplainRequest_Subject()
+}
+
+type ExplainRequest_Job struct {
+	// A job's number in the fleet or at its GitLab.
+	Job int64 `protobuf:"varint,1,opt,name=job,proto3,oneof"`
+}
+
+type ExplainRequest_Runner struct {
+	// A runner's name.
+	Runner string `protobuf:"bytes,2,opt,name=runner,proto3,oneof"`
+}
+
+type ExplainRequest_Project struct {
+	// A project's full path.
+	Project string `protobuf:"bytes,3,opt,name=project,proto3,oneof"`
+}
+
+func (*ExplainRequest_Job) isExplainRequest_Subject() {}
+
+func (*ExplainRequest_Runner) isExplainRequest_Subject() {}
+
+func (*ExplainRequest_Project) isExplainRequest_Subject() {}
+
+type ExplainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// running, idle, blocked, no slot, behind or next.
+	Verdict string `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// The answer, for people.
+	Sentence string `protobuf:"bytes,2,opt,name=sentence,proto3" json:"sentence,omitempty"`
+	// What else there is to know, a sentence each.
+	Notes   []string  `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"`
+	Reasons []*Reason `protobuf:"bytes,4,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	// Slots and waiting jobs of the project or the runner.
+	Running       uint32 `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
+	Waiting       uint32 `protobuf:"varint,6,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse) Reset() {
+	*x = ExplainResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse) ProtoMessage() {}
+
+func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
+func (*ExplainResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ExplainResponse) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetSentence() string {
+	if x != nil {
+		return x.Sentence
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetReasons() []*Reason {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetRunning() uint32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *ExplainResponse) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+// Reason is one of the reasons why something is not served now.
+type Reason struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For example "hard quota", "paused" or "siblings".
+	Cause string `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
+	// The node of the tree of shares that it is about, and what that is: fleet, GitLab, group, project or runner.
+	Node     string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Kind     string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Running  int64  `protobuf:"varint,4,opt,name=running,proto3" json:"running,omitempty"`
+	Limit    int64  `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	Count    int64  `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	Sentence string `protobuf:"bytes,7,opt,name=sentence,proto3" json:"sentence,omitempty"`
+	// Those that are served before, the first few.
+	Rivals        []*Rival `protobuf:"bytes,8,rep,name=rivals,proto3" json:"rivals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reason) Reset() {
+	*x = Reason{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reason) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reason) ProtoMessage() {}
+
+func (x *Reason) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reason.ProtoReflect.Descriptor instead.
+func (*Reason) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Reason) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Reason) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Reason) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Reason) GetRunning() int64 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *Reason) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *Reason) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Reason) GetSentence() string {
+	if x != nil {
+		return x.Sentence
+	}
+	return ""
+}
+
+func (x *Reason) GetRivals() []*Rival {
+	if x != nil {
+		return x.Rivals
+	}
+	return nil
+}
+
+// Rival is somebody who is served before.
+type Rival struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Running       int64                  `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`
+	Weight        float64                `protobuf:"fixed64,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	SlotSeconds   float64                `protobuf:"fixed64,5,opt,name=slot_seconds,json=slotSeconds,proto3" json:"slot_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rival) Reset() {
+	*x = Rival{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rival) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rival) ProtoMessage() {}
+
+func (x *Rival) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rival.ProtoReflect.Descriptor instead.
+func (*Rival) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Rival) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Rival) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Rival) GetRunning() int64 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *Rival) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Rival) GetSlotSeconds() float64 {
+	if x != nil {
+		return x.SlotSeconds
+	}
+	return 0
+}
+
+type GetUsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetUsageRequest) Reset() {
+	*x = GetUsageRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetUsageRequest) ProtoMessage() {}
+
+func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetUsageRequest.ProtoReflect.Descriptor instead.
+func (*GetUsageRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+type GetUsageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The one that used most in the last hour in front.
+	Projects      []*ProjectUsage `protobuf:"bytes,1,rep,name=projects,proto3" json:"projects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetUsageResponse) Reset() {
+	*x = GetUsageResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetUsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetUsageResponse) ProtoMessage() {}
+
+func (x *GetUsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetUsageResponse.ProtoReflect.Descriptor instead.
+func (*GetUsageResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *GetUsageResponse) GetProjects() []*ProjectUsage {
+	if x != nil {
+		return x.Projects
+	}
+	return nil
+}
+
+// ProjectUsage is what a project uses and may use.
+type ProjectUsage struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Gitlab      string                 `protobuf:"bytes,1,opt,name=gitlab,proto3" json:"gitlab,omitempty"`
+	ProjectId   int64                  `protobuf:"varint,2,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	ProjectPath string                 `protobuf:"bytes,3,opt,name=project_path,json=projectPath,proto3" json:"project_path,omitempty"`
+	// Slots that it has now, and jobs that are claimed and have none.
+	Slots   uint32 `protobuf:"varint,4,opt,name=slots,proto3" json:"slots,omitempty"`
+	Waiting uint32 `protobuf:"varint,5,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// Its part of the fleet among those that run or wait now, from 0 to 1.
+	Share  float64 `protobuf:"fixed64,6,opt,name=share,proto3" json:"share,omitempty"`
+	Weight float64 `protobuf:"fixed64,7,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Slots; 0: no such limit.
+	Guaranteed    uint32 `protobuf:"varint,8,opt,name=guaranteed,proto3" json:"guaranteed,omitempty"`
+	SoftQuota     uint32 `protobuf:"varint,9,opt,name=soft_quota,json=softQuota,proto3" json:"soft_quota,omitempty"`
+	HardQuota     uint32 `protobuf:"varint,10,opt,name=hard_quota,json=hardQuota,proto3" json:"hard_quota,omitempty"`
+	Paused        bool   `protobuf:"varint,11,opt,name=paused,proto3" json:"paused,omitempty"`
+	Hour          *Used  `protobuf:"bytes,12,opt,name=hour,proto3" json:"hour,omitempty"`
+	Day           *Used  `protobuf:"bytes,13,opt,name=day,proto3" json:"day,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectUsage) Reset() {
+	*x = ProjectUsage{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectUsage) ProtoMessage() {}
+
+func (x *ProjectUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectUsage.ProtoReflect.Descriptor instead.
+func (*ProjectUsage) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ProjectUsage) GetGitlab() string {
+	if x != nil {
+		return x.Gitlab
+	}
+	return ""
+}
+
+func (x *ProjectUsage) GetProjectId() int64 {
+	if x != nil {
+		return x.ProjectId
+	}
+	return 0
+}
+
+func (x *ProjectUsage) GetProjectPath() string {
+	if x != nil {
+		return x.ProjectPath
+	}
+	return ""
+}
+
+func (x *ProjectUsage) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *ProjectUsage) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *ProjectUsage) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *ProjectUsage) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *ProjectUsage) GetGuaranteed() uint32 {
+	if x != nil {
+		return x.Guaranteed
+	}
+	return 0
+}
+
+func (x *ProjectUsage) GetSoftQuota() uint32 {
+	if x != nil {
+		return x.SoftQuota
+	}
+	return 0
+}
+
+func (x *ProjectUsage) GetHardQuota() uint32 {
+	if x != nil {
+		return x.HardQuota
+	}
+	return 0
+}
+
+func (x *ProjectUsage) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *ProjectUsage) GetHour() *Used {
+	if x != nil {
+		return x.Hour
+	}
+	return nil
+}
+
+func (x *ProjectUsage) GetDay() *Used {
+	if x != nil {
+		return x.Day
+	}
+	return nil
+}
+
+// Used is what was used in the last hour or the last 24 hours.
+type Used struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	SlotSeconds float64                `protobuf:"fixed64,1,opt,name=slot_seconds,json=slotSeconds,proto3" json:"slot_seconds,omitempty"`
+	Jobs        uint32                 `protobuf:"varint,2,opt,name=jobs,proto3" json:"jobs,omitempty"`
+	// Of the waiting times of these jobs, in GitLab and here; exact to half a power of two.
+	WaitP50       *durationpb.Duration `protobuf:"bytes,3,opt,name=wait_p50,json=waitP50,proto3" json:"wait_p50,omitempty"`
+	WaitP95       *durationpb.Duration `protobuf:"bytes,4,opt,name=wait_p95,json=waitP95,proto3" json:"wait_p95,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Used) Reset() {
+	*x = Used{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Used) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Used) ProtoMessage() {}
+
+func (x *Used) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Used.ProtoReflect.Descriptor instead.
+func (*Used) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Used) GetSlotSeconds() float64 {
+	if x != nil {
+		return x.SlotSeconds
+	}
+	return 0
+}
+
+func (x *Used) GetJobs() uint32 {
+	if x != nil {
+		return x.Jobs
+	}
+	return 0
+}
+
+func (x *Used) GetWaitP50() *durationpb.Duration {
+	if x != nil {
+		return x.WaitP50
+	}
+	return nil
+}
+
+func (x *Used) GetWaitP95() *durationpb.Duration {
+	if x != nil {
+		return x.WaitP95
+	}
+	return nil
+}
+
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries older than the one with this id; 0: from the newest.
+	Before int64 `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"`
+	// At most so many; 0 means 50.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListAuditRequest) GetBefore() int64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListAuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*AuditEntry          `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ListAuditResponse) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// AuditEntry is one change that somebody made.
+type AuditEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Action        string                 `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
+	Subject       string                 `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
+	Detail        string                 `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *AuditEntry) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 var File_switchyard_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
@@ -1312,7 +2453,98 @@ const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	"\x18RotateRunnerTokenRequest\x12\x1f\n" +
 	"\x06runner\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06runner\"S\n" +
 	"\x19RotateRunnerTokenResponse\x126\n" +
-	"\x05token\x18\x01 \x01(\v2 .switchyard.admin.v1.RunnerTokenR\x05token2\xec\x04\n" +
+	"\x05token\x18\x01 \x01(\v2 .switchyard.admin.v1.RunnerTokenR\x05token\"\x12\n" +
+	"\x10GetPolicyRequest\"H\n" +
+	"\x11GetPolicyResponse\x123\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1b.switchyard.admin.v1.PolicyR\x06policy\"\x90\x01\n" +
+	"\x06Policy\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\x129\n" +
+	"\n" +
+	"applied_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tappliedAt\x12\x1d\n" +
+	"\n" +
+	"applied_by\x18\x04 \x01(\tR\tappliedBy\"\x93\x01\n" +
+	"\x12ApplyPolicyRequest\x12\x1e\n" +
+	"\x04text\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05(\x80\x80\x80\x01R\x04text\x12\x1c\n" +
+	"\x04name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04name\x12 \n" +
+	"\x05actor\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x05actor\x12\x1d\n" +
+	"\n" +
+	"check_only\x18\x04 \x01(\bR\tcheckOnly\"\x82\x01\n" +
+	"\x13ApplyPolicyResponse\x123\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1b.switchyard.admin.v1.PolicyR\x06policy\x12\x1a\n" +
+	"\bproblems\x18\x02 \x03(\tR\bproblems\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\x84\x01\n" +
+	"\x0eExplainRequest\x12\x12\n" +
+	"\x03job\x18\x01 \x01(\x03H\x00R\x03job\x12\x18\n" +
+	"\x06runner\x18\x02 \x01(\tH\x00R\x06runner\x12\x1a\n" +
+	"\aproject\x18\x03 \x01(\tH\x00R\aproject\x12\x16\n" +
+	"\x06gitlab\x18\x04 \x01(\tR\x06gitlabB\x10\n" +
+	"\asubject\x12\x05\xbaH\x02\b\x01\"\xc8\x01\n" +
+	"\x0fExplainResponse\x12\x18\n" +
+	"\averdict\x18\x01 \x01(\tR\averdict\x12\x1a\n" +
+	"\bsentence\x18\x02 \x01(\tR\bsentence\x12\x14\n" +
+	"\x05notes\x18\x03 \x03(\tR\x05notes\x125\n" +
+	"\areasons\x18\x04 \x03(\v2\x1b.switchyard.admin.v1.ReasonR\areasons\x12\x18\n" +
+	"\arunning\x18\x05 \x01(\rR\arunning\x12\x18\n" +
+	"\awaiting\x18\x06 \x01(\rR\awaiting\"\xdc\x01\n" +
+	"\x06Reason\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
+	"\arunning\x18\x04 \x01(\x03R\arunning\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x03R\x05limit\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\x03R\x05count\x12\x1a\n" +
+	"\bsentence\x18\a \x01(\tR\bsentence\x122\n" +
+	"\x06rivals\x18\b \x03(\v2\x1a.switchyard.admin.v1.RivalR\x06rivals\"\x84\x01\n" +
+	"\x05Rival\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\arunning\x18\x03 \x01(\x03R\arunning\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\x01R\x06weight\x12!\n" +
+	"\fslot_seconds\x18\x05 \x01(\x01R\vslotSeconds\"\x11\n" +
+	"\x0fGetUsageRequest\"Q\n" +
+	"\x10GetUsageResponse\x12=\n" +
+	"\bprojects\x18\x01 \x03(\v2!.switchyard.admin.v1.ProjectUsageR\bprojects\"\x98\x03\n" +
+	"\fProjectUsage\x12\x16\n" +
+	"\x06gitlab\x18\x01 \x01(\tR\x06gitlab\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x02 \x01(\x03R\tprojectId\x12!\n" +
+	"\fproject_path\x18\x03 \x01(\tR\vprojectPath\x12\x14\n" +
+	"\x05slots\x18\x04 \x01(\rR\x05slots\x12\x18\n" +
+	"\awaiting\x18\x05 \x01(\rR\awaiting\x12\x14\n" +
+	"\x05share\x18\x06 \x01(\x01R\x05share\x12\x16\n" +
+	"\x06weight\x18\a \x01(\x01R\x06weight\x12\x1e\n" +
+	"\n" +
+	"guaranteed\x18\b \x01(\rR\n" +
+	"guaranteed\x12\x1d\n" +
+	"\n" +
+	"soft_quota\x18\t \x01(\rR\tsoftQuota\x12\x1d\n" +
+	"\n" +
+	"hard_quota\x18\n" +
+	" \x01(\rR\thardQuota\x12\x16\n" +
+	"\x06paused\x18\v \x01(\bR\x06paused\x12-\n" +
+	"\x04hour\x18\f \x01(\v2\x19.switchyard.admin.v1.UsedR\x04hour\x12+\n" +
+	"\x03day\x18\r \x01(\v2\x19.switchyard.admin.v1.UsedR\x03day\"\xa9\x01\n" +
+	"\x04Used\x12!\n" +
+	"\fslot_seconds\x18\x01 \x01(\x01R\vslotSeconds\x12\x12\n" +
+	"\x04jobs\x18\x02 \x01(\rR\x04jobs\x124\n" +
+	"\bwait_p50\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\awaitP50\x124\n" +
+	"\bwait_p95\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\awaitP95\"S\n" +
+	"\x10ListAuditRequest\x12\x1f\n" +
+	"\x06before\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x06before\x12\x1e\n" +
+	"\x05limit\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x05limit\"N\n" +
+	"\x11ListAuditResponse\x129\n" +
+	"\aentries\x18\x01 \x03(\v2\x1f.switchyard.admin.v1.AuditEntryR\aentries\"\xa8\x01\n" +
+	"\n" +
+	"AuditEntry\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\x12\x18\n" +
+	"\asubject\x18\x05 \x01(\tR\asubject\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail2\xb5\b\n" +
 	"\fAdminService\x12l\n" +
 	"\x0fCreateJoinToken\x12+.switchyard.admin.v1.CreateJoinTokenRequest\x1a,.switchyard.admin.v1.CreateJoinTokenResponse\x12]\n" +
 	"\n" +
@@ -1320,7 +2552,12 @@ const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	"\bListJobs\x12$.switchyard.admin.v1.ListJobsRequest\x1a%.switchyard.admin.v1.ListJobsResponse\x12`\n" +
 	"\vRemoveAgent\x12'.switchyard.admin.v1.RemoveAgentRequest\x1a(.switchyard.admin.v1.RemoveAgentResponse\x12`\n" +
 	"\vListRunners\x12'.switchyard.admin.v1.ListRunnersRequest\x1a(.switchyard.admin.v1.ListRunnersResponse\x12r\n" +
-	"\x11RotateRunnerToken\x12-.switchyard.admin.v1.RotateRunnerTokenRequest\x1a..switchyard.admin.v1.RotateRunnerTokenResponseB\xd8\x01\n" +
+	"\x11RotateRunnerToken\x12-.switchyard.admin.v1.RotateRunnerTokenRequest\x1a..switchyard.admin.v1.RotateRunnerTokenResponse\x12Z\n" +
+	"\tGetPolicy\x12%.switchyard.admin.v1.GetPolicyRequest\x1a&.switchyard.admin.v1.GetPolicyResponse\x12`\n" +
+	"\vApplyPolicy\x12'.switchyard.admin.v1.ApplyPolicyRequest\x1a(.switchyard.admin.v1.ApplyPolicyResponse\x12T\n" +
+	"\aExplain\x12#.switchyard.admin.v1.ExplainRequest\x1a$.switchyard.admin.v1.ExplainResponse\x12W\n" +
+	"\bGetUsage\x12$.switchyard.admin.v1.GetUsageRequest\x1a%.switchyard.admin.v1.GetUsageResponse\x12Z\n" +
+	"\tListAudit\x12%.switchyard.admin.v1.ListAuditRequest\x1a&.switchyard.admin.v1.ListAuditResponseB\xd8\x01\n" +
 	"\x17com.switchyard.admin.v1B\n" +
 	"AdminProtoP\x01ZCgithub.com/switchyard-ci/switchyard/gen/switchyard/admin/v1;adminv1\xa2\x02\x03SAX\xaa\x02\x13Switchyard.Admin.V1\xca\x02\x13Switchyard\\Admin\\V1\xe2\x02\x1fSwitchyard\\Admin\\V1\\GPBMetadata\xea\x02\x15Switchyard::Admin::V1b\x06proto3"
 
@@ -1336,7 +2573,7 @@ func file_switchyard_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_switchyard_admin_v1_admin_proto_rawDescData
 }
 
-var file_switchyard_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_switchyard_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_switchyard_admin_v1_admin_proto_goTypes = []any{
 	(*CreateJoinTokenRequest)(nil),    // 0: switchyard.admin.v1.CreateJoinTokenRequest
 	(*CreateJoinTokenResponse)(nil),   // 1: switchyard.admin.v1.CreateJoinTokenResponse
@@ -1355,49 +2592,87 @@ var file_switchyard_admin_v1_admin_proto_goTypes = []any{
 	(*RunnerToken)(nil),               // 14: switchyard.admin.v1.RunnerToken
 	(*RotateRunnerTokenRequest)(nil),  // 15: switchyard.admin.v1.RotateRunnerTokenRequest
 	(*RotateRunnerTokenResponse)(nil), // 16: switchyard.admin.v1.RotateRunnerTokenResponse
-	nil,                               // 17: switchyard.admin.v1.Agent.LabelsEntry
-	(*durationpb.Duration)(nil),       // 18: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
+	(*GetPolicyRequest)(nil),          // 17: switchyard.admin.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),         // 18: switchyard.admin.v1.GetPolicyResponse
+	(*Policy)(nil),                    // 19: switchyard.admin.v1.Policy
+	(*ApplyPolicyRequest)(nil),        // 20: switchyard.admin.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),       // 21: switchyard.admin.v1.ApplyPolicyResponse
+	(*ExplainRequest)(nil),            // 22: switchyard.admin.v1.ExplainRequest
+	(*ExplainResponse)(nil),           // 23: switchyard.admin.v1.ExplainResponse
+	(*Reason)(nil),                    // 24: switchyard.admin.v1.Reason
+	(*Rival)(nil),                     // 25: switchyard.admin.v1.Rival
+	(*GetUsageRequest)(nil),           // 26: switchyard.admin.v1.GetUsageRequest
+	(*GetUsageResponse)(nil),          // 27: switchyard.admin.v1.GetUsageResponse
+	(*ProjectUsage)(nil),              // 28: switchyard.admin.v1.ProjectUsage
+	(*Used)(nil),                      // 29: switchyard.admin.v1.Used
+	(*ListAuditRequest)(nil),          // 30: switchyard.admin.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 31: switchyard.admin.v1.ListAuditResponse
+	(*AuditEntry)(nil),                // 32: switchyard.admin.v1.AuditEntry
+	nil,                               // 33: switchyard.admin.v1.Agent.LabelsEntry
+	(*durationpb.Duration)(nil),       // 34: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 35: google.protobuf.Timestamp
 }
 var file_switchyard_admin_v1_admin_proto_depIdxs = []int32{
-	18, // 0: switchyard.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	19, // 1: switchyard.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	34, // 0: switchyard.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	35, // 1: switchyard.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
 	4,  // 2: switchyard.admin.v1.ListAgentsResponse.agents:type_name -> switchyard.admin.v1.Agent
-	19, // 3: switchyard.admin.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	17, // 4: switchyard.admin.v1.Agent.labels:type_name -> switchyard.admin.v1.Agent.LabelsEntry
+	35, // 3: switchyard.admin.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	33, // 4: switchyard.admin.v1.Agent.labels:type_name -> switchyard.admin.v1.Agent.LabelsEntry
 	9,  // 5: switchyard.admin.v1.ListJobsResponse.jobs:type_name -> switchyard.admin.v1.Job
-	19, // 6: switchyard.admin.v1.Job.claimed_at:type_name -> google.protobuf.Timestamp
-	19, // 7: switchyard.admin.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	35, // 6: switchyard.admin.v1.Job.claimed_at:type_name -> google.protobuf.Timestamp
+	35, // 7: switchyard.admin.v1.Job.started_at:type_name -> google.protobuf.Timestamp
 	12, // 8: switchyard.admin.v1.ListRunnersResponse.runners:type_name -> switchyard.admin.v1.Runner
-	19, // 9: switchyard.admin.v1.Runner.last_error_at:type_name -> google.protobuf.Timestamp
-	19, // 10: switchyard.admin.v1.Runner.trouble_since:type_name -> google.protobuf.Timestamp
-	19, // 11: switchyard.admin.v1.Runner.retry_at:type_name -> google.protobuf.Timestamp
-	19, // 12: switchyard.admin.v1.Runner.last_contact:type_name -> google.protobuf.Timestamp
-	19, // 13: switchyard.admin.v1.Runner.last_job:type_name -> google.protobuf.Timestamp
+	35, // 9: switchyard.admin.v1.Runner.last_error_at:type_name -> google.protobuf.Timestamp
+	35, // 10: switchyard.admin.v1.Runner.trouble_since:type_name -> google.protobuf.Timestamp
+	35, // 11: switchyard.admin.v1.Runner.retry_at:type_name -> google.protobuf.Timestamp
+	35, // 12: switchyard.admin.v1.Runner.last_contact:type_name -> google.protobuf.Timestamp
+	35, // 13: switchyard.admin.v1.Runner.last_job:type_name -> google.protobuf.Timestamp
 	13, // 14: switchyard.admin.v1.Runner.counters:type_name -> switchyard.admin.v1.RunnerCounters
 	14, // 15: switchyard.admin.v1.Runner.token:type_name -> switchyard.admin.v1.RunnerToken
-	19, // 16: switchyard.admin.v1.Runner.unreachable_since:type_name -> google.protobuf.Timestamp
-	19, // 17: switchyard.admin.v1.RunnerToken.obtained_at:type_name -> google.protobuf.Timestamp
-	19, // 18: switchyard.admin.v1.RunnerToken.expires_at:type_name -> google.protobuf.Timestamp
-	19, // 19: switchyard.admin.v1.RunnerToken.rotate_at:type_name -> google.protobuf.Timestamp
+	35, // 16: switchyard.admin.v1.Runner.unreachable_since:type_name -> google.protobuf.Timestamp
+	35, // 17: switchyard.admin.v1.RunnerToken.obtained_at:type_name -> google.protobuf.Timestamp
+	35, // 18: switchyard.admin.v1.RunnerToken.expires_at:type_name -> google.protobuf.Timestamp
+	35, // 19: switchyard.admin.v1.RunnerToken.rotate_at:type_name -> google.protobuf.Timestamp
 	14, // 20: switchyard.admin.v1.RotateRunnerTokenResponse.token:type_name -> switchyard.admin.v1.RunnerToken
-	0,  // 21: switchyard.admin.v1.AdminService.CreateJoinToken:input_type -> switchyard.admin.v1.CreateJoinTokenRequest
-	2,  // 22: switchyard.admin.v1.AdminService.ListAgents:input_type -> switchyard.admin.v1.ListAgentsRequest
-	7,  // 23: switchyard.admin.v1.AdminService.ListJobs:input_type -> switchyard.admin.v1.ListJobsRequest
-	5,  // 24: switchyard.admin.v1.AdminService.RemoveAgent:input_type -> switchyard.admin.v1.RemoveAgentRequest
-	10, // 25: switchyard.admin.v1.AdminService.ListRunners:input_type -> switchyard.admin.v1.ListRunnersRequest
-	15, // 26: switchyard.admin.v1.AdminService.RotateRunnerToken:input_type -> switchyard.admin.v1.RotateRunnerTokenRequest
-	1,  // 27: switchyard.admin.v1.AdminService.CreateJoinToken:output_type -> switchyard.admin.v1.CreateJoinTokenResponse
-	3,  // 28: switchyard.admin.v1.AdminService.ListAgents:output_type -> switchyard.admin.v1.ListAgentsResponse
-	8,  // 29: switchyard.admin.v1.AdminService.ListJobs:output_type -> switchyard.admin.v1.ListJobsResponse
-	6,  // 30: switchyard.admin.v1.AdminService.RemoveAgent:output_type -> switchyard.admin.v1.RemoveAgentResponse
-	11, // 31: switchyard.admin.v1.AdminService.ListRunners:output_type -> switchyard.admin.v1.ListRunnersResponse
-	16, // 32: switchyard.admin.v1.AdminService.RotateRunnerToken:output_type -> switchyard.admin.v1.RotateRunnerTokenResponse
-	27, // [27:33] is the sub-list for method output_type
-	21, // [21:27] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	19, // 21: switchyard.admin.v1.GetPolicyResponse.policy:type_name -> switchyard.admin.v1.Policy
+	35, // 22: switchyard.admin.v1.Policy.applied_at:type_name -> google.protobuf.Timestamp
+	19, // 23: switchyard.admin.v1.ApplyPolicyResponse.policy:type_name -> switchyard.admin.v1.Policy
+	24, // 24: switchyard.admin.v1.ExplainResponse.reasons:type_name -> switchyard.admin.v1.Reason
+	25, // 25: switchyard.admin.v1.Reason.rivals:type_name -> switchyard.admin.v1.Rival
+	28, // 26: switchyard.admin.v1.GetUsageResponse.projects:type_name -> switchyard.admin.v1.ProjectUsage
+	29, // 27: switchyard.admin.v1.ProjectUsage.hour:type_name -> switchyard.admin.v1.Used
+	29, // 28: switchyard.admin.v1.ProjectUsage.day:type_name -> switchyard.admin.v1.Used
+	34, // 29: switchyard.admin.v1.Used.wait_p50:type_name -> google.protobuf.Duration
+	34, // 30: switchyard.admin.v1.Used.wait_p95:type_name -> google.protobuf.Duration
+	32, // 31: switchyard.admin.v1.ListAuditResponse.entries:type_name -> switchyard.admin.v1.AuditEntry
+	35, // 32: switchyard.admin.v1.AuditEntry.at:type_name -> google.protobuf.Timestamp
+	0,  // 33: switchyard.admin.v1.AdminService.CreateJoinToken:input_type -> switchyard.admin.v1.CreateJoinTokenRequest
+	2,  // 34: switchyard.admin.v1.AdminService.ListAgents:input_type -> switchyard.admin.v1.ListAgentsRequest
+	7,  // 35: switchyard.admin.v1.AdminService.ListJobs:input_type -> switchyard.admin.v1.ListJobsRequest
+	5,  // 36: switchyard.admin.v1.AdminService.RemoveAgent:input_type -> switchyard.admin.v1.RemoveAgentRequest
+	10, // 37: switchyard.admin.v1.AdminService.ListRunners:input_type -> switchyard.admin.v1.ListRunnersRequest
+	15, // 38: switchyard.admin.v1.AdminService.RotateRunnerToken:input_type -> switchyard.admin.v1.RotateRunnerTokenRequest
+	17, // 39: switchyard.admin.v1.AdminService.GetPolicy:input_type -> switchyard.admin.v1.GetPolicyRequest
+	20, // 40: switchyard.admin.v1.AdminService.ApplyPolicy:input_type -> switchyard.admin.v1.ApplyPolicyRequest
+	22, // 41: switchyard.admin.v1.AdminService.Explain:input_type -> switchyard.admin.v1.ExplainRequest
+	26, // 42: switchyard.admin.v1.AdminService.GetUsage:input_type -> switchyard.admin.v1.GetUsageRequest
+	30, // 43: switchyard.admin.v1.AdminService.ListAudit:input_type -> switchyard.admin.v1.ListAuditRequest
+	1,  // 44: switchyard.admin.v1.AdminService.CreateJoinToken:output_type -> switchyard.admin.v1.CreateJoinTokenResponse
+	3,  // 45: switchyard.admin.v1.AdminService.ListAgents:output_type -> switchyard.admin.v1.ListAgentsResponse
+	8,  // 46: switchyard.admin.v1.AdminService.ListJobs:output_type -> switchyard.admin.v1.ListJobsResponse
+	6,  // 47: switchyard.admin.v1.AdminService.RemoveAgent:output_type -> switchyard.admin.v1.RemoveAgentResponse
+	11, // 48: switchyard.admin.v1.AdminService.ListRunners:output_type -> switchyard.admin.v1.ListRunnersResponse
+	16, // 49: switchyard.admin.v1.AdminService.RotateRunnerToken:output_type -> switchyard.admin.v1.RotateRunnerTokenResponse
+	18, // 50: switchyard.admin.v1.AdminService.GetPolicy:output_type -> switchyard.admin.v1.GetPolicyResponse
+	21, // 51: switchyard.admin.v1.AdminService.ApplyPolicy:output_type -> switchyard.admin.v1.ApplyPolicyResponse
+	23, // 52: switchyard.admin.v1.AdminService.Explain:output_type -> switchyard.admin.v1.ExplainResponse
+	27, // 53: switchyard.admin.v1.AdminService.GetUsage:output_type -> switchyard.admin.v1.GetUsageResponse
+	31, // 54: switchyard.admin.v1.AdminService.ListAudit:output_type -> switchyard.admin.v1.ListAuditResponse
+	44, // [44:55] is the sub-list for method output_type
+	33, // [33:44] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_switchyard_admin_v1_admin_proto_init() }
@@ -1405,13 +2680,18 @@ func file_switchyard_admin_v1_admin_proto_init() {
 	if File_switchyard_admin_v1_admin_proto != nil {
 		return
 	}
+	file_switchyard_admin_v1_admin_proto_msgTypes[22].OneofWrappers = []any{
+		(*ExplainRequest_Job)(nil),
+		(*ExplainRequest_Runner)(nil),
+		(*ExplainRequest_Project)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_switchyard_admin_v1_admin_proto_rawDesc), len(file_switchyard_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
