@@ -1,11 +1,13 @@
 package relay
 
 import (
+	"bytes"
 	"fmt"
 	"time"
 
 	"github.com/switchyard-ci/switchyard/controlplane/relay/spool"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
+	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
 
 // resendFor is how long a finished job waits for the next byte of a trace that was asked for a second time.
@@ -272,6 +274,11 @@ func (j *job) settle() {
 	case j.length > want:
 		// An agent's host that lost its last bytes with its power: what is here is more than it remembers.
 		log.Warn("a trace is longer than the result says; all of it is reported")
+		j.lastWords()
+	case j.sum != j.result.TraceCRC32 && j.agents() && j.length > 0:
+		// What an agent says of a trace after its host lost its power is worth less than what is here.
+		log.Warn("a trace has another CRC than the result says, which is its agent's and not the job's; it is reported as it is")
+		j.lastWords()
 	case j.sum != j.result.TraceCRC32 && !j.resent && j.length > 0:
 		log.Warn("a trace has another CRC than the result says; it is asked for again")
 		j.rewind()
@@ -279,7 +286,34 @@ func (j *job) settle() {
 	case j.sum != j.result.TraceCRC32:
 		log.Warn("a trace has another CRC than the result says; it is reported as it is")
 	}
-	j.complete()
+	if !j.completed { // GitLab may have had its last word meanwhile
+		j.grown()
+		j.complete()
+	}
+}
+
+// agents says that the result is the agent's own: the job left none.
+func (j *job) agents() bool {
+	return j.result.FailureReason == string(runnerapi.ReasonRunnerSystem) && j.result.Message != ""
+}
+
+// lastWords ends a trace that is not the one which the result speaks of with the agent's sentence about the job, if it has
+// one and it is not there. io and mu must be held; mu is let go meanwhile.
+func (j *job) lastWords() {
+	if !j.agents() {
+		return
+	}
+	message := j.result.Message
+	j.mu.Unlock()
+	defer j.mu.Lock()
+	tail := make([]byte, min(j.file.Length(), int64(len(message)+maxLine)))
+	_, err := j.file.ReadAt(tail, j.file.Length()-int64(len(tail)))
+	if err == nil && !bytes.Contains(tail, []byte(message)) {
+		err = j.suffix("ERROR: Job failed (system failure): " + message)
+	}
+	if err != nil {
+		j.r.log.Warn("cannot append the last line of a trace", "job", j.id, "error", err)
+	}
 }
 
 // rewind waits for the whole trace again; io and mu must be held. The file keeps its bytes until they are written over.

@@ -2,6 +2,8 @@ package relay
 
 import (
 	"context"
+	"fmt"
+	"hash/crc32"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -418,4 +420,35 @@ func TestAwaitWaitsForTheDiskAndNotForGitLab(t *testing.T) {
 		defer cancel()
 		require.ErrorIs(t, b.r.Await(ctx, 3, 1), context.DeadlineExceeded)
 	})
+}
+
+// A host that lost its power has lost the end of the trace, or has something else there; what came before is here.
+func TestATraceOfAHostThatLostItsPower(t *testing.T) {
+	const here = "line 1\nline 2\nline 3\n"
+	for name, agents := range map[string]string{
+		"cut":          "line 1\n\x1b[31;1mERROR: Job failed (system failure): gone\x1b[0;m\n",
+		"zeros":        "line 1\nline 2\n\x00\x00\x00\x00\x00\x00\x00\n\x1b[31;1mERROR: Job failed (system failure): gone\x1b[0;m\n",
+		"all is lost":  "ERROR: gone\n",
+		"another tail": "line 1\nline 2\nline 3\n\x00\x00\nERROR: Job failed (system failure): gone\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t)
+				b.open(1)
+				b.append(1, 0, here)
+				pass(time.Second) // acknowledged
+				res := success([]byte(agents))
+				res.State, res.FailureReason, res.Message = "failed", "runner_system_failure", "gone"
+				require.NoError(t, b.r.Finish(1, 1, res))
+				b.append(1, 0, agents)
+				require.Equal(t, OutcomeAccepted, b.events.outcome(t, 1))
+				b.gitlab.mu.Lock()
+				defer b.gitlab.mu.Unlock()
+				got := string(b.gitlab.jobs[1].trace)
+				require.True(t, strings.HasPrefix(got, here), "%q", got)
+				require.Equal(t, 1, strings.Count(got, ": gone"), "%q", got)
+				require.Equal(t, fmt.Sprintf("crc32:%08x", crc32.ChecksumIEEE([]byte(got))), b.gitlab.jobs[1].result.Checksum)
+			})
+		})
+	}
 }
