@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/switchyard-ci/switchyard/controlplane/relay/report"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
 	"github.com/switchyard-ci/switchyard/gitlab/ciconfig"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
@@ -263,4 +264,31 @@ func TestCancelsOverHTTP(t *testing.T) {
 		require.NoError(t, e.r.Finish(1, 1, store.Result{State: "failed"}))
 		require.Equal(t, OutcomeGone, e.events.outcome(t, 1))
 	})
+}
+
+// GitLab asks for a minute between two pieces; only a full piece and the end come sooner.
+func TestAnIntervalOfAMinuteOverHTTP(t *testing.T) {
+	e := newEmbedded(t, 1, coordinator.Options{})
+	e.openAs(0, 4<<20)
+	trace := []byte("hello\n")
+	e.r.Append(1, 1, 0, trace)
+	e.events.wait(t, "the first piece", func() bool { return len(e.events.received[1]) > 0 && e.count("PATCH 202") == 1 })
+	more := func(b []byte) {
+		e.r.Append(1, 1, int64(len(trace)), b)
+		trace = append(trace, b...)
+	}
+	ticker := time.NewTicker(report.Interval / 10)
+	defer ticker.Stop()
+	for range 13 { // longer than what counts where GitLab asks for nothing
+		more([]byte("another line\n"))
+		<-ticker.C
+	}
+	require.Equal(t, 1, e.count("PATCH 202"))
+	more(pattern(report.PatchSize))
+	e.events.wait(t, "a full piece", func() bool { return e.count("PATCH 202") == 2 })
+	more([]byte("the last line\n"))
+	e.finish(1, trace)
+	e.requireReported(0, trace)
+	require.Equal(t, 3, e.count("PATCH 202"))
+	require.Zero(t, e.count("PATCH 416"))
 }
