@@ -129,6 +129,20 @@ func meantByProxy(code int) bool {
 	return code == http.StatusRequestEntityTooLarge || code == http.StatusTooManyRequests
 }
 
+// isPage says whether an answer is a page made for people. What it reads of the body can be read again.
+func (r *response) isPage() bool {
+	if isHTML(r.Header) {
+		return true
+	}
+	var head [64]byte
+	n, _ := io.ReadFull(r.Body, head[:]) // shorter is well
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head[:n]), r.Body), r.Body}
+	return looksLikeHTML(bytes.TrimSpace(head[:n]))
+}
+
 func isHTML(h http.Header) bool {
 	media, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
 	return media == "text/html"

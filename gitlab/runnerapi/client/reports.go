@@ -187,7 +187,10 @@ func traceRange(v string) int64 {
 // report reads what an answer says. A page made for people is a *StatusError: a proxy's 403 must not end a job, nor its
 // 200 be taken for GitLab's. Where it means the same whoever says it (413, 429, 5xx) it is a result.
 func (c *Client) report(res *response, ok bool) (Report, error) {
-	e := res.statusError(c.now())
+	e := new(StatusError)
+	if !ok || res.isPage() {
+		e = res.statusError(c.now())
+	}
 	if e.HTML && e.Code < http.StatusInternalServerError && !meantByProxy(e.Code) {
 		return Report{}, e
 	}
