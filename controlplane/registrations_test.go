@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"log"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -71,6 +72,7 @@ func TestARunnersCertificates(t *testing.T) {
 		gitlab.Handler().ServeHTTP(w, r)
 	}))
 	server.TLS = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: trusted, MinVersion: tls.VersionTLS12}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	defer server.Close()
 	require.NoError(t, os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
@@ -87,8 +89,7 @@ func TestARunnersCertificates(t *testing.T) {
 	require.NoError(t, err)
 	for range 10 {
 		_, _, err = r.Verify(t.Context(), without)
-		require.ErrorAs(t, err, new(*client.TransportError))
-		require.ErrorContains(t, err, "certificate required")
+		require.ErrorAs(t, err, new(*client.TransportError)) // "certificate required", or a broken pipe if that came too late
 		_, rotated, err := r.Verify(t.Context(), with)
 		require.NoError(t, err)
 		require.False(t, rotated)

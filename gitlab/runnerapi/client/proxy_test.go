@@ -57,8 +57,8 @@ func verifyWith(t *testing.T, url, ca string, proxies ...string) string {
 // proxyServer is a proxy for http and, by CONNECT, for https. It takes every name for the servers of the test.
 type proxyServer struct {
 	*httptest.Server
-	plain, secure string // addresses of the two servers
-	refuse        int    // answer all with this status
+	plain, secure string       // addresses of the two servers
+	refuse        atomic.Int64 // answer all with this status
 
 	mu   sync.Mutex
 	seen []string
@@ -77,8 +77,8 @@ func (p *proxyServer) serve(w http.ResponseWriter, r *http.Request) {
 	p.seen = append(p.seen, strings.TrimSpace(r.Method+" "+r.RequestURI+" "+user+" "+password))
 	p.mu.Unlock()
 	switch {
-	case p.refuse != 0:
-		w.WriteHeader(p.refuse)
+	case p.refuse.Load() != 0:
+		w.WriteHeader(int(p.refuse.Load()))
 	case r.Method == http.MethodConnect:
 		p.connect(w)
 	default:
@@ -178,7 +178,7 @@ func TestProxiesOfTheEnvironment(t *testing.T) {
 	}
 
 	t.Run("a proxy that refuses", func(t *testing.T) {
-		p.refuse = http.StatusProxyAuthRequired
+		p.refuse.Store(http.StatusProxyAuthRequired)
 		printed := verifyWith(t, "https://gitlab.example.test", string(ca.pem), "HTTPS_PROXY="+with)
 		require.Contains(t, printed, "Proxy Authentication Required")
 		require.NotContains(t, printed, "hunter2")
