@@ -71,7 +71,7 @@ func (l *loop) renewLeases() {
 			known.passed = until
 			job.Lease(until)
 		}
-		if known.stopped != until && (first.IsZero() || until.Before(first)) {
+		if !known.stopped.Equal(until) && (first.IsZero() || until.Before(first)) {
 			first = until
 		}
 	}

@@ -85,7 +85,8 @@ func (d *Dispatcher) Session(stream sessionStream) error {
 
 	ticker := time.NewTicker(d.cfg.PingPeriod)
 	defer ticker.Stop()
-	defer d.listen(s)()
+	deaf := d.listen(s)
+	defer deaf()
 	err = s.wait(ticker.C, func(now time.Time) error { return d.tick(s, now) })
 
 	d.mu.Lock()

@@ -66,10 +66,11 @@ func (n *network) dial(ctx context.Context) (net.Conn, error) {
 // carry brings what one side sends to the other, and its end. A connection that has lost something stays as it is: neither
 // side hears of the other's end any more.
 func (n *network) carry(from, to net.Conn, d direction) {
-	defer context.AfterFunc(n.ctx, func() {
+	stop := context.AfterFunc(n.ctx, func() {
 		_ = from.Close()
 		_ = to.Close()
-	})()
+	})
+	defer stop()
 	lost := false
 	for {
 		b := make([]byte, 32<<10)
