@@ -88,7 +88,7 @@ func TestAFullDiskPausesClaimingAndNotReporting(t *testing.T) {
 		a.finish(second, trace)
 		synctest.Wait()
 		_, got, _ := g.result(id + 1)
-		require.Equal(t, len(trace), len(got))
+		require.Len(t, got, len(trace))
 	})
 }
 

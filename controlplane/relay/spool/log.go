@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 )
 
@@ -82,7 +83,7 @@ func (l *log) of(job int64) []checkpoint {
 	case k.last == nil:
 		return k.proven
 	}
-	return append(k.proven[:len(k.proven):len(k.proven)], *k.last)
+	return append(slices.Clip(k.proven), *k.last)
 }
 
 // append writes checkpoints behind the others. renewed: the log is another file now, whose name must be synced.

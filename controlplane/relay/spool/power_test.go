@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -87,10 +88,10 @@ func (d *disk) fail(t *rapid.T, list []string) {
 // A trace that is taken up is a beginning of what was written, and at least as long as what was acknowledged: after
 // any number of kills and losses of power that keep any part of what was not synced.
 func TestWhatIsTakenUpIsABeginningAndHasWhatWasAcknowledged(t *testing.T) {
+	base, run := t.TempDir(), 0
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp("", "spool")
-		require.NoError(t, err)
-		defer os.RemoveAll(dir)
+		run++
+		dir := filepath.Join(base, strconv.Itoa(run))
 		const jobs = 3
 		d := &disk{dir: dir, safe: make(map[string][]byte), inode: make(map[string]uint64)}
 		var (
