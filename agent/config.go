@@ -44,6 +44,8 @@ type Config struct {
 	// Slots is how many jobs may run at once.
 	Slots  int
 	Labels map[string]string
+	// ProtectedOnly: jobs of refs that are not protected are refused.
+	ProtectedOnly bool
 	// Token is asked for the join token when the agent is not enrolled yet, and only then.
 	Token func() (jointoken.Token, error)
 	// JobBinary is the absolute path of switchyard-job.

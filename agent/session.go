@@ -80,7 +80,7 @@ func (l *loop) hello() *fleetv1.Hello {
 		BootId: l.bootID, HostId: hostID(l.dir), ProtocolMin: protocol, ProtocolMax: protocol,
 		Capabilities: []string{"drain", "attach"}, Version: buildinfo.Version(), Os: runtime.GOOS, Arch: runtime.GOARCH,
 		Hostname: valid(hostname, 255), Labels: l.config.Labels, Slots: uint32(l.config.Slots), //nolint:gosec // checked
-		Draining: l.refusing() != "",
+		Draining: l.refusing() != "", ProtectedOnly: l.config.ProtectedOnly,
 	}
 	for _, x := range l.config.Executors {
 		f := x.Features()
@@ -280,6 +280,8 @@ func (l *loop) offer(now time.Time, ref ledger.Ref, o *fleetv1.Offer) {
 	case refusal != "":
 	case l.Agent.jobs.Executors[o.GetExecutor()] == nil:
 		refusal = "this agent has no executor " + o.GetExecutor()
+	case l.config.ProtectedOnly && !o.GetEnvelope().GetProtected():
+		refusal = "this agent takes jobs of protected branches and tags only"
 	case l.ledger.Len() >= maxHeld(l.config.Slots):
 		refusal = "too many finished jobs of this agent wait to be reported"
 	}

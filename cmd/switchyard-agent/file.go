@@ -22,15 +22,16 @@ const maxFile = 1 << 20
 
 // file is the configuration file. Paths in it are relative to its folder.
 type file struct {
-	Server    string            `yaml:"server"`
-	TokenFile string            `yaml:"token_file"`
-	Data      string            `yaml:"data"`
-	Slots     int               `yaml:"slots"`
-	Labels    map[string]string `yaml:"labels"`
-	Name      string            `yaml:"name"`
-	JobBinary string            `yaml:"job_binary"`
-	Spool     spoolFile         `yaml:"spool"`
-	Executors executorsFile     `yaml:"executors"`
+	Server        string            `yaml:"server"`
+	TokenFile     string            `yaml:"token_file"`
+	Data          string            `yaml:"data"`
+	Slots         int               `yaml:"slots"`
+	ProtectedOnly bool              `yaml:"protected_only"`
+	Labels        map[string]string `yaml:"labels"`
+	Name          string            `yaml:"name"`
+	JobBinary     string            `yaml:"job_binary"`
+	Spool         spoolFile         `yaml:"spool"`
+	Executors     executorsFile     `yaml:"executors"`
 }
 
 // executorsFile has the sections that are there; an empty one has the defaults.
@@ -99,7 +100,7 @@ func (s *shellFile) limits() (shell.Limits, error) {
 
 // The keys of each mapping with fixed keys, by its path.
 var fileKeys = map[string][]string{
-	"":                 {"data", "executors", "job_binary", "labels", "name", "server", "slots", "spool", "token_file"},
+	"":                 {"data", "executors", "job_binary", "labels", "name", "protected_only", "server", "slots", "spool", "token_file"},
 	"executors":        {"docker", "shell"},
 	"executors.docker": config.Keys(),
 	"spool":            {"max_size", "min_free"},

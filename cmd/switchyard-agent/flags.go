@@ -41,9 +41,10 @@ type flags struct {
 	TokenFile string            `help:"File with the join token. Only read while the agent is not enrolled." placeholder:"FILE" env:"SWITCHYARD_TOKEN_FILE"`
 	Data      string            `help:"Folder for all that the agent keeps (${data})." placeholder:"DIR"`
 	Slots     int               `help:"Jobs that may run at once (the number of CPUs)." placeholder:"N"`
+	Protected bool              `name:"protected-only" help:"Take jobs of protected branches and tags only."`
 	Label     map[string]string `help:"Label by which runners select agents; may be repeated." placeholder:"KEY=VALUE" mapsep:"none"`
 	Name      string            `help:"What the agent is called (the host's name). A name that is taken gets a suffix." placeholder:"NAME"`
-	Config    string            `help:"YAML file with the same settings: server, token_file, data, slots, labels, name, job_binary, spool, executors. Flags win." placeholder:"FILE"`
+	Config    string            `help:"YAML file with the same settings: server, token_file, data, slots, protected_only, labels, name, job_binary, spool, executors. Flags win." placeholder:"FILE"`
 	SpoolMax  string            `name:"spool-max-size" help:"What all traces together may take of the disk, for example 2g (no limit)." placeholder:"SIZE"`
 	SpoolFree string            `name:"spool-min-free" help:"What must be free on the data folder's disk to take a job (1%, at least 100m, at most 1g)." placeholder:"SIZE"`
 	JobBinary string            `help:"Path of switchyard-job (beside this program, or in PATH)." placeholder:"FILE"`
@@ -75,6 +76,7 @@ func (f *flags) settings() (*settings, error) {
 	override(&s.Spool.MaxSize, f.SpoolMax)
 	override(&s.Spool.MinFree, f.SpoolFree)
 	override(&s.Slots, f.Slots)
+	override(&s.ProtectedOnly, f.Protected)
 	for k, v := range f.Label {
 		if s.Labels == nil {
 			s.Labels = make(map[string]string)
@@ -120,7 +122,7 @@ func (s *settings) config(log *slog.Logger) (agent.Config, error) {
 		return agent.Config{}, err
 	}
 	return agent.Config{
-		Server: s.Server, Data: data, Name: s.Name, Slots: s.Slots, Labels: s.Labels, Token: s.token(log), JobBinary: job,
+		Server: s.Server, Data: data, Name: s.Name, Slots: s.Slots, ProtectedOnly: s.ProtectedOnly, Labels: s.Labels, Token: s.token(log), JobBinary: job,
 		Executors: places, Spool: spool, Log: log,
 	}, nil
 }

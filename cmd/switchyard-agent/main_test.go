@@ -190,7 +190,7 @@ executors:
 
 func TestMistakesInTheFileAreNamedWithTheirLine(t *testing.T) {
 	for text, want := range map[string]string{
-		"server: a:1\nslot: 3\n":                                             "agent.yaml:2: unknown key \"slot\"; known here are data, executors, job_binary, labels, name, server, slots, spool, token_file",
+		"server: a:1\nslot: 3\n":                                             "agent.yaml:2: unknown key \"slot\"; known here are data, executors, job_binary, labels, name, protected_only, server, slots, spool, token_file",
 		"executors:\n  ssh: {}\n":                                            "agent.yaml:2: unknown key \"ssh\"; known here are docker, shell",
 		"executors:\n  docker:\n    mem: 1g\n":                               "agent.yaml:3: unknown key \"mem\"; known here are allowed_images, ",
 		"executors:\n  docker:\n    memory: x\n    services:\n    - name:\n": "agent.yaml:3: executors.docker: memory: \"x\" is no size",

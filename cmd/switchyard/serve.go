@@ -18,6 +18,7 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane/admin"
 	"github.com/switchyard-ci/switchyard/controlplane/config"
 	"github.com/switchyard-ci/switchyard/controlplane/datafolder"
+	"github.com/switchyard-ci/switchyard/controlplane/metrics"
 	"github.com/switchyard-ci/switchyard/internal/buildinfo"
 )
 
@@ -100,6 +101,14 @@ func serve(ctx context.Context, cfg *config.Config, data string, log *slog.Logge
 	if err != nil {
 		return errors.Join(err, plane.Close())
 	}
+	var figures net.Listener
+	if cfg.Metrics != "" {
+		if figures, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Metrics); err != nil {
+			err = usageError(fmt.Errorf("listen for metrics: %w (another address can be set with the key metrics.listen)", err))
+			return errors.Join(err, plane.Close())
+		}
+		defer figures.Close()
+	}
 	log.Info("serving", "version", buildinfo.Version(), "listen", listener.Addr().String(), "data", data, "runners", len(cfg.Runners))
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return plane.Serve(ctx, listener) })
@@ -109,6 +118,9 @@ func serve(ctx context.Context, cfg *config.Config, data string, log *slog.Logge
 		}
 		return nil
 	})
+	if figures != nil {
+		group.Go(func() error { return metrics.Serve(ctx, figures, metrics.New(plane.Dispatcher(), plane)) })
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		log.Info("stopping; running jobs go on without the control plane")

@@ -31,8 +31,9 @@ const (
 
 // Config is the content of switchyard.yaml with its defaults. Paths are absolute.
 type Config struct {
-	Listen string // host:port
-	Data   string
+	Listen  string // host:port
+	Metrics string // host:port of the figures for Prometheus; empty: they are not served
+	Data    string
 	// Database is empty for a file in the data folder.
 	Database Database
 	Runners  []Runner
@@ -115,6 +116,7 @@ func (r *reader) config(root *yaml.Node) *Config {
 		"listen":      func(n *yaml.Node, p string) { c.Listen = r.listen(n, p) },
 		"data":        func(n *yaml.Node, p string) { c.Data = r.dataFolder(n, p) },
 		"database":    func(n *yaml.Node, p string) { c.Database = r.database(n, p) },
+		"metrics":     func(n *yaml.Node, p string) { c.Metrics = r.metrics(n, p) },
 		"spool":       func(n *yaml.Node, p string) { c.Spool = r.spool(n, p) },
 		"ping_period": func(n *yaml.Node, p string) { c.PingPeriod = r.duration(n, p, time.Second, 25*time.Second) },
 		"lease":       func(n *yaml.Node, p string) { c.StopAfter, c.LostAfter = r.fleetLease(n, p) },

@@ -54,7 +54,7 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 	a.bootID, a.hostID, a.hostname = h.GetBootId(), h.GetHostId(), h.GetHostname()
 	a.version, a.os, a.arch = h.GetVersion(), h.GetOs(), h.GetArch()
 	a.labels, a.slots, a.draining = h.GetLabels(), int(h.GetSlots()), h.GetDraining()
-	a.executors = executorsOf(h)
+	a.executors, a.protectedOnly = executorsOf(h), h.GetProtectedOnly()
 	w := &fleetv1.Welcome{
 		SessionId:  s.id,
 		Protocol:   protocolVersion,

@@ -761,7 +761,9 @@ type Hello struct {
 	Executors []*Executor `protobuf:"bytes,12,rep,name=executors,proto3" json:"executors,omitempty"`
 	Jobs      []*HeldJob  `protobuf:"bytes,13,rep,name=jobs,proto3" json:"jobs,omitempty"`
 	// The agent takes no more jobs: it was asked to stop, or its disk is full.
-	Draining      bool `protobuf:"varint,14,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,14,opt,name=draining,proto3" json:"draining,omitempty"`
+	// It takes jobs of protected branches and tags only, and refuses others.
+	ProtectedOnly bool `protobuf:"varint,15,opt,name=protected_only,json=protectedOnly,proto3" json:"protected_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -890,6 +892,13 @@ func (x *Hello) GetJobs() []*HeldJob {
 func (x *Hello) GetDraining() bool {
 	if x != nil {
 		return x.Draining
+	}
+	return false
+}
+
+func (x *Hello) GetProtectedOnly() bool {
+	if x != nil {
+		return x.ProtectedOnly
 	}
 	return false
 }
@@ -2860,7 +2869,7 @@ const file_switchyard_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x05drain\x18\n" +
 	" \x01(\v2\x1a.switchyard.fleet.v1.DrainH\x00R\x05drain\x12<\n" +
 	"\tcome_back\x18\v \x01(\v2\x1d.switchyard.fleet.v1.ComeBackH\x00R\bcomeBackB\t\n" +
-	"\amessage\"\xf9\x05\n" +
+	"\amessage\"\xa0\x06\n" +
 	"\x05Hello\x12\"\n" +
 	"\aboot_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06bootId\x12!\n" +
 	"\ahost_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06hostId\x12*\n" +
@@ -2880,7 +2889,8 @@ const file_switchyard_fleet_v1_fleet_proto_rawDesc = "" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10 R\texecutors\x12<\n" +
 	"\x04jobs\x18\r \x03(\v2\x1c.switchyard.fleet.v1.HeldJobB\n" +
 	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\x04jobs\x12\x1a\n" +
-	"\bdraining\x18\x0e \x01(\bR\bdraining\x1a9\n" +
+	"\bdraining\x18\x0e \x01(\bR\bdraining\x12%\n" +
+	"\x0eprotected_only\x18\x0f \x01(\bR\rprotectedOnly\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x01\n" +
