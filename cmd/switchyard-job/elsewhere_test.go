@@ -215,7 +215,7 @@ func TestAFullDisk(t *testing.T) {
 	require.Contains(t, r.Message, "no space left on device")
 	require.FileExists(t, proof, "the script is not disturbed")
 	require.EqualValues(t, len(j.trace()), r.TraceLength)
-	require.Regexp(t, "x\n\\S*ERROR: the rest of the job's log is missing: write the trace: .*no space left on device\\S*\n$", string(j.trace()))
+	require.Regexp(t, "x\n\\S*ERROR: the rest of the job's log is missing: write the trace: .*no space left on device\\S*\n$", j.trace())
 	require.NoError(t, os.RemoveAll(j.dir))
 
 	j.spec.Job, j.payload.Variables[1].Value = 8, "3"
