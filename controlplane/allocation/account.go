@@ -12,6 +12,7 @@ type account struct {
 	finish   int64 // slot-µs per weight that it has been charged; while it waits, its start tag
 	virtual  int64 // the virtual time of its children: what newcomers among them begin with
 	left     int64 // when it last began to be idle, µs
+	lag      int64 // how far it was behind its siblings' virtual time then
 
 	waitingWeight  int64 // of the children that wait
 	waitingRunning int64 // leases of the children that wait
@@ -26,8 +27,7 @@ const (
 	keeps                  // it was only moved about
 )
 
-// begin makes a node one that waits: nothing is banked while idle, and what was used beyond the others is forgiven by
-// and by.
+// begin makes a node one that waits.
 func (a *account) begin(now, virtual int64, s *settings) {
 	switch a.kept {
 	case forgets:
@@ -39,10 +39,12 @@ func (a *account) begin(now, virtual int64, s *settings) {
 	a.kept = forgets
 }
 
-// start is the tag with which an idle node would begin to wait now.
+// start is the tag with which an idle node would begin to wait now: what it was ahead or behind when it began to be idle
+// is forgiven by and by, and what the others used since then earns it nothing.
 func (a *account) start(now, virtual int64, s *settings) int64 {
 	if a.finish <= virtual {
-		return virtual
+		credit := min(decay(max(a.lag, 0), now-a.left, s.halfLife), s.creditCap)
+		return max(a.finish, virtual-credit)
 	}
 	if a.running > 0 {
 		return a.finish

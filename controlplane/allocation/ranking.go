@@ -193,7 +193,7 @@ func (s *Scheduler) exit(st *standing, domain int) {
 		above := n.parent.account(domain)
 		above.waitingWeight -= n.limits.weight
 		above.waitingRunning -= int64(a.running)
-		a.left, a.kept = s.now, forgets
+		a.left, a.lag, a.kept = s.now, above.virtual-a.finish, forgets
 		switch {
 		case s.keeping:
 			a.kept = keeps
@@ -284,6 +284,7 @@ func (s *Scheduler) chargeOne(n *node, l *lease) int64 {
 	}
 	tag := a.finish
 	a.finish += perWeight(l.cost, n.limits.weight)
+	a.lag = above.virtual - a.finish
 	a.running++
 	n.running++
 	n.charged += l.cost
@@ -319,7 +320,9 @@ func (s *Scheduler) settleOne(n *node, domain int, rest int64) {
 	} else {
 		a.left = s.now
 	}
-	a.finish = max(a.finish+perWeight(rest, n.limits.weight), above.virtual-s.settings.creditCap)
+	charge := perWeight(rest, n.limits.weight)
+	a.finish = max(a.finish+charge, above.virtual-s.settings.creditCap)
+	a.lag -= charge
 }
 
 // count counts a lease that has been charged already.
@@ -440,7 +443,7 @@ func (s *Scheduler) joinAccounts(from, to int) {
 		a, b := n.account(to), n.account(from)
 		a.running += b.running
 		a.kept = max(a.kept, b.kept)
-		a.left, a.virtual = max(a.left, b.left), max(a.virtual, b.virtual)
+		a.left, a.lag, a.virtual = max(a.left, b.left), a.lag+b.lag, max(a.virtual, b.virtual)
 		*b = account{}
 	}
 	for _, n := range s.nodes {

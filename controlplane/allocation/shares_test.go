@@ -185,7 +185,7 @@ func TestBacklogsDoNotDriftApart(t *testing.T) {
 		const guess = 5 * time.Minute
 		lowest, highest := map[[2]int]float64{}, map[[2]int]float64{}
 		play{
-			slots: slots, policy: Policy{FirstGuess: guess}, loads: loads, seed: rapid.Uint64().Draw(t, "seed"), horizon: 4 * time.Hour,
+			slots: slots, policy: Policy{FirstGuess: guess}, loads: loads, seed: rapid.Uint64().Draw(t, "seed"), horizon: 16 * time.Hour,
 			moment: func(at time.Duration, service []time.Duration) {
 				for i := range loads {
 					for j := range i {
@@ -263,8 +263,13 @@ func TestMoreWeightNeverMeansLess(t *testing.T) {
 func TestSharesAreEven(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		loads := genLoads(2, 12, []float64{1, 1, 2, 3}).Draw(t, "loads")
+		slots, longest := rapid.IntRange(1, 24).Draw(t, "slots"), 5*time.Minute
+		for _, l := range loads {
+			longest = max(longest, l.longest)
+		}
 		service := play{
-			slots: rapid.IntRange(1, 24).Draw(t, "slots"), loads: loads, seed: rapid.Uint64().Draw(t, "seed"), horizon: 24 * time.Hour,
+			slots: slots, loads: loads, seed: rapid.Uint64().Draw(t, "seed"),
+			horizon: time.Duration(200*len(loads)/slots) * longest, // what each gets is some hundred jobs
 		}.run()
 		sum, squares := 0.0, 0.0
 		for i, d := range service {

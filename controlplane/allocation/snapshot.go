@@ -48,6 +48,7 @@ type (
 		Finish  int64   `json:"finish,omitempty"`
 		Virtual int64   `json:"virtual,omitempty"`
 		Left    int64   `json:"left,omitempty"`
+		Lag     int64   `json:"lag,omitempty"`
 		Kept    keeping `json:"kept,omitempty"`
 	}
 	savedLease struct {
@@ -97,7 +98,7 @@ func (s *Scheduler) Snapshot(now time.Time) []byte {
 				a.kept = keeps
 			}
 			if a.finish != 0 || a.virtual != 0 || a.left != 0 || a.kept != forgets {
-				saved.Accounts = append(saved.Accounts, savedAccount{d, a.finish, a.virtual, a.left, a.kept})
+				saved.Accounts = append(saved.Accounts, savedAccount{d, a.finish, a.virtual, a.left, a.lag, a.kept})
 			}
 		}
 		state.Nodes = append(state.Nodes, saved)
@@ -251,7 +252,7 @@ func (s *Scheduler) Restore(now time.Time, snapshot []byte) error {
 			s.projects[projectKey{n.gitlab, n.id}] = n
 		}
 		for _, a := range saved.Accounts {
-			*n.account(a.Domain) = account{finish: a.Finish, virtual: a.Virtual, left: a.Left, kept: a.Kept}
+			*n.account(a.Domain) = account{finish: a.Finish, virtual: a.Virtual, left: a.Left, lag: a.Lag, kept: a.Kept}
 		}
 	}
 	for _, saved := range state.Pools {
