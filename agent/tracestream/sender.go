@@ -12,9 +12,10 @@ import (
 )
 
 const (
-	// frameSize is the greatest number of trace bytes in one message. It is also what may be sent of a job on a new
-	// stream before the control plane has said how much it takes.
-	frameSize = 256 << 10
+	// frameSize is the greatest number of trace bytes in one message: a little less than the 256 KiB that the contract
+	// allows, so that a message is no longer than that with all that is around them, which is a size that gRPC has
+	// buffers of. It is also what may be sent of a job on a new stream before the control plane has said how much it takes.
+	frameSize = 256<<10 - 256
 	// probeSize is what is sent instead on a new stream if the control plane may have it already.
 	probeSize = 4 << 10
 	// gather is how long a job's next frame waits for more bytes after its last one, unless it is full.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
@@ -128,6 +129,17 @@ type fakeStream[In, Out any] struct {
 func (s *fakeStream[In, Out]) Context() context.Context { return s.ctx }
 func (s *fakeStream[In, Out]) Recv() (*In, error)       { return s.recv() }
 func (s *fakeStream[In, Out]) Send(m *Out) error        { return s.send(m) }
+
+// RecvMsg is what Recv calls on a real stream.
+func (s *fakeStream[In, Out]) RecvMsg(m any) error {
+	in, err := s.recv()
+	if err != nil {
+		return err
+	}
+	proto.Reset(m.(proto.Message))
+	proto.Merge(m.(proto.Message), any(in).(proto.Message))
+	return nil
+}
 
 func incoming(ctx context.Context, agent string) context.Context {
 	return metadata.NewIncomingContext(ctx, metadata.Pairs("agent", agent))

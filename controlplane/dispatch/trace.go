@@ -89,9 +89,11 @@ func (d *Dispatcher) Trace(stream traceServer) error {
 }
 
 func (d *Dispatcher) receiveTrace(stream traceServer, agent string, t *traceStream) error {
+	m := &frame{}
+	defer m.release()
 	for t.ctx.Err() == nil {
-		m, err := stream.Recv()
-		if err != nil {
+		m.release()
+		if err := stream.RecvMsg(m); err != nil {
 			return err
 		}
 		ref := m.GetRef()

@@ -82,6 +82,7 @@ func New(o Options, more ...grpc.ServerOption) (*grpc.Server, error) {
 	})
 
 	options := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxReceived),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
