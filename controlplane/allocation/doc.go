@@ -15,10 +15,10 @@
 //  5. has waited longest; then the lowest job id, then the name.
 //
 // The length of a job is not known when it starts. It is charged what jobs of its name, or else of its project, have
-// lasted, and what it really took when it ends. Who is idle saves nothing up; what was used beyond the others is
-// forgiven with a half-life. Step 3 keeps newcomers from waiting for the estimates to come true, and it stops where
-// parts are smaller than a slot: fewest running per weight alone would never serve a weight of 1 beside one of 3 on two
-// slots.
+// lasted, and what it really took when it ends. Being idle earns nothing; what a node was ahead of or behind its
+// siblings when it became idle is forgiven with a half-life, and it is never behind by more than Policy.CreditCap. Step 3
+// keeps newcomers from waiting for the estimates to come true, and it stops where parts are smaller than a slot: fewest
+// running per weight alone would never serve a weight of 1 beside one of 3 on two slots.
 //
 // Inside a project priority and waiting count (Policy.Ageing). Across projects a granted class goes first, but not for
 // longer than Policy.ClassPatience. Jobs that GitLab takes for running already (Job.Committed) come before all others

@@ -51,7 +51,8 @@ type Policy struct {
 	// CreditCap bounds how far below the others' a node's account may fall, in slot-time per weight: so much can a node
 	// catch up that was charged too much or could not be served. 0 means 1 h.
 	CreditCap time.Duration
-	// HalfLife is the time in which half of what an idle node has used beyond the others is forgiven. 0 means 1 h.
+	// HalfLife is the time of being idle in which half of what a node was ahead of or behind the others is forgiven. 0
+	// means 1 h.
 	HalfLife time.Duration
 	// Ageing is how long a job has to wait for one step of priority: a job of priority 3 is served before one of
 	// priority 1 of its project that has waited less than two times Ageing longer. 0 means 5 min.

@@ -347,6 +347,21 @@ func TestIdleNodesAreForgotten(t *testing.T) {
 	require.Empty(t, f.s.projects)
 }
 
+func TestASnapshotIsBounded(t *testing.T) {
+	f := newFleet(t, Policy{}, Runner{Name: "shared"})
+	const projects = remember + 2000
+	for id := range int64(projects) {
+		f.after(time.Millisecond)
+		f.arrive(id+1, fmt.Sprintf("g/p%d", id))
+		f.serve()
+		f.finish(id + 1)
+	}
+	require.Less(t, len(f.s.Snapshot(f.now)), 5<<20)
+	require.Less(t, len(f.s.nodes), remember+10)
+	require.Nil(t, f.s.nodes[nodeKey{kindProject, NodeName(gitlabURL, "g/p0")}], "idle longest")
+	require.NotNil(t, f.s.nodes[nodeKey{kindProject, NodeName(gitlabURL, fmt.Sprintf("g/p%d", projects-1))}])
+}
+
 func TestABadSnapshotIsRefused(t *testing.T) {
 	for _, bad := range []string{
 		`{`, `{"version":2}`, `{"version":1,"nodes":[{"kind":3}]}`,

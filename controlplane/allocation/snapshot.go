@@ -13,7 +13,7 @@ const (
 	// forgetAfter is how long a node may be idle before its account and what was learned of it are forgotten.
 	forgetAfter = 30 * 24 * time.Hour
 	// remember is how many idle nodes are kept at most: the ones idle longest go first.
-	remember = 50_000
+	remember = 10_000
 )
 
 // What a snapshot consists of. Times are µs since 1970, costs slot-µs.
@@ -63,7 +63,7 @@ type (
 )
 
 // Snapshot returns the usage accounts and what was learned, for Restore. First it forgets what has been idle for 30 days,
-// and the nodes idle longest where there are more than 50,000; so it has to be called now and then even if nobody wants
+// and the nodes idle longest where there are more than 10,000; so it has to be called now and then even if nobody wants
 // the bytes. Claims under way are not in it: a restart ends them.
 func (s *Scheduler) Snapshot(now time.Time) []byte {
 	s.tick(now)
