@@ -52,6 +52,7 @@ type process struct {
 	span                             time.Duration // its own lease; 0: the agent's
 	until                            time.Time     // what the job was told of it
 	result                           *fleetv1.Result
+	safe                             bool // the agent was told that the result is
 
 	mu      sync.Mutex
 	written int
@@ -225,6 +226,9 @@ func (a *agent) receive(m *fleetv1.SessionResponse) {
 	case *fleetv1.SessionResponse_Cancel:
 		a.apply(a.ledger.Cancel(refOf(m.Cancel.GetRef()), m.Cancel.GetMode()))
 	case *fleetv1.SessionResponse_ReportAck:
+		if p := a.disk[refOf(m.ReportAck.GetRef())]; p != nil && p.result != nil && m.ReportAck.GetState() == fleetv1.JobState_JOB_STATE_FINISHED {
+			p.safe = true
+		}
 		a.ledger.Acknowledged(refOf(m.ReportAck.GetRef()), m.ReportAck.GetState())
 	case *fleetv1.SessionResponse_Forget:
 		a.apply(a.ledger.Forget(refOf(m.Forget.GetRef())))

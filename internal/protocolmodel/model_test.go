@@ -19,6 +19,7 @@ import (
 	"github.com/switchyard-ci/switchyard/agent/ledger"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sealing"
 	"github.com/switchyard-ci/switchyard/controlplane/store/sqlite"
+	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi/client"
 )
@@ -30,7 +31,8 @@ import (
 //
 // At every step: of all attempts at a job at most one is ever begun, and only when GitLab has the job as running; nothing of
 // a job runs once its end was reported; every result that is reported of a job is the same; GitLab's trace is a prefix of
-// what the job wrote, but for the control plane's own last line; no job is given up while agents are heard of. When all is well again every job ends, a successful one
+// what the job wrote, but for the control plane's own last line; no job is given up while agents are heard of, and
+// no result is lost that an agent was told is safe. When all is well again every job ends, a successful one
 // with its whole trace, and neither side holds anything of any.
 //
 // A plan is drawn first and then carried out: goroutines, files and jitter leave some things to chance, so one that has
@@ -55,7 +57,7 @@ func TestTheFleetKeepsItsPromises(t *testing.T) {
 
 // carryOut runs a plan in virtual time and returns the first promise that was broken, and what happened until then.
 func carryOut(t *testing.T, twoPhase bool, agents int, steps []step) (broken, log string) {
-	dir := t.TempDir()
+	dir := memory(t)
 	defer os.RemoveAll(dir) // there are many
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{dir: dir, start: time.Now(), begins: make(map[int64]*process)}
@@ -78,6 +80,15 @@ func carryOut(t *testing.T, twoPhase bool, agents int, steps []step) (broken, lo
 		w.recover()
 	})
 	return broken, log
+}
+
+// memory is a folder that is synced in no time, where there is one: here a control plane's files outlive it, but no power is
+// lost.
+func memory(t *testing.T) string {
+	if dir, err := os.MkdirTemp("/dev/shm", "protocolmodel-"); err == nil { //nolint:usetesting // not where tests have theirs
+		return dir
+	}
+	return t.TempDir()
 }
 
 // brokenPromise ends a plan.
@@ -116,9 +127,10 @@ type world struct {
 
 	mu     sync.Mutex
 	begins map[int64]*process // by GitLab's job
-	silent time.Duration      // how long nothing was delivered, all in all
+	silent time.Duration      // how long nothing was heard of an agent, all in all
 	losses bool               // a host was lost
-	broken string             // the first promise that was broken
+	late   []lateMessage
+	broken string // the first promise that was broken
 	log    strings.Builder
 }
 
@@ -203,6 +215,9 @@ func (w *world) reported(id int64, u runnerapi.UpdateRequest) {
 		w.breaks("a job has two ends", "job %d, %s (%s) and %s (%s)", id, j.finals[0].State, j.finals[0].FailureReason, u.State, u.FailureReason)
 	}
 	j.finals = append(j.finals, u)
+	if p := w.begins[id]; p != nil && p.safe && p.result.GetState() != u.State {
+		w.breaks("a result that was acknowledged is not what is reported", "job %d: %s, and it ended with %s", id, u.State, p.result.GetState())
+	}
 	if u.FailureReason == runnerapi.ReasonRunnerSystem && !w.losses && w.silent < stopAfter {
 		w.breaks("a job is given up although nothing was lost", "job %d", id)
 	}
@@ -277,6 +292,18 @@ func (w *world) let(d time.Duration) {
 	for until := time.Now().Add(d); time.Now().Before(until); {
 		time.Sleep(min(time.Until(until), time.Second))
 		w.pass()
+	}
+}
+
+// letAlive lets time pass in which all messages arrive.
+func (w *world) letAlive(d time.Duration) {
+	for until := time.Now().Add(d); time.Now().Before(until); {
+		step := min(time.Until(until), time.Second)
+		if slices.ContainsFunc(w.agents, func(a *agent) bool { return a.link == nil || a.link.session.ctx.Err() != nil }) {
+			w.silent += step
+		}
+		time.Sleep(step)
+		w.pump()
 	}
 }
 
@@ -386,7 +413,9 @@ const (
 	cancel       action = "a job is canceled in GitLab"
 	connect      action = "an agent connects"
 	breakLink    action = "a connection breaks"
-	silence      action = "time passes"
+	silence      action = "time passes in silence"
+	gitLabSilent action = "time passes and GitLab is silent"
+	arriveLate   action = "a late repetition arrives"
 	killPlane    action = "the control plane is killed"
 	stopPlane    action = "the control plane is stopped"
 	restartAgent action = "an agent is killed"
@@ -398,7 +427,7 @@ const (
 
 var actions = []action{
 	goesWell, goesWell, goesWell, newJob, newJob, claim, deliver, deliver, deliverAll, repeat, answerOne, answerOne, answerAll,
-	cancel, connect, breakLink, silence, killPlane, stopPlane, restartAgent, loseHost, begin, write, end,
+	arriveLate, cancel, connect, breakLink, silence, gitLabSilent, killPlane, stopPlane, restartAgent, loseHost, begin, write, end,
 }
 
 // do is one step; it does nothing if there is nothing that it could happen to.
@@ -435,6 +464,10 @@ func (w *world) do(s step) {
 		d := silences[s.pick(len(silences))]
 		w.silent += d
 		w.let(d)
+	case gitLabSilent:
+		w.letAlive(silences[s.pick(len(silences))])
+	case arriveLate:
+		w.arriveLate(s)
 	case killPlane, stopPlane:
 		w.restartPlane(s.what == killPlane, s.coin())
 	case restartAgent:
@@ -503,28 +536,51 @@ func (w *world) deliverOne(s step) {
 	}
 }
 
-// repeat sends a message of a session again, behind all that is on its way. A refusal comes again at once or not at all: the
-// control plane may take it for the word of an agent that has lost the job.
+// repeat sends a message of a session again, behind all that is on its way, or, if it is the agent's, keeps it to be sent
+// again later. A refusal comes again at once or not at all: the control plane may take it for the word of an agent that has
+// lost the job.
 func (w *world) repeat(step step) {
 	if len(w.links) == 0 {
 		return
 	}
-	s := w.links[step.pick(len(w.links))].session
+	l := w.links[step.pick(len(w.links))]
+	s := l.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch up := step.coin(); {
-	case up && len(s.up) > 0:
+	switch how := step.pick(3); {
+	case how < 2 && len(s.up) > 0:
 		n := step.pick(len(s.up))
 		m := s.up[n]
 		switch r := m.GetOfferReply(); {
 		case m.GetHello() != nil:
 		case r != nil && !r.GetAccepted():
 			s.up = slices.Insert(s.up, n, proto.CloneOf(m))
-		default:
+		case how == 0:
 			s.up = append(s.up, proto.CloneOf(m))
+		default:
+			w.late = append(w.late, lateMessage{l.agent, l.agent.host, proto.CloneOf(m)})
 		}
-	case !up && len(s.down) > 0:
+	case how == 2 && len(s.down) > 0:
 		s.down = append(s.down, proto.CloneOf(s.down[step.pick(len(s.down))]))
+	}
+}
+
+// lateMessage is one that an agent on a host sends again later, on whatever session it has then.
+type lateMessage struct {
+	agent *agent
+	host  string
+	m     *fleetv1.SessionRequest
+}
+
+func (w *world) arriveLate(s step) {
+	if len(w.late) == 0 {
+		return
+	}
+	n := s.pick(len(w.late))
+	late := w.late[n]
+	w.late = slices.Delete(w.late, n, n+1)
+	if late.agent.host == late.host {
+		late.agent.send(late.m)
 	}
 }
 
