@@ -11,6 +11,10 @@ import (
 	"github.com/switchyard-ci/switchyard/controlplane/usage"
 )
 
+// aheadProjects is for how many projects a runner looks ahead as far as its policy allows: with more of them it stops
+// earlier.
+const aheadProjects = 10
+
 // standing is what allocation was told of a job.
 type standing int
 
@@ -244,7 +248,7 @@ func (d *Dispatcher) unstallLocked() {
 // stoppedLocked says why the runner may not claim although it would be its turn, or "".
 func (d *Dispatcher) stoppedLocked(r *runner) string {
 	rules := d.policy.Runner(r.Name)
-	if n := len(r.waiting); n >= max(rules.Hold, rules.Ahead) {
+	if n := len(r.waiting); n >= max(rules.Hold, aheadProjects*rules.Ahead) {
 		return fmt.Sprintf("%d jobs that it has claimed wait already", n)
 	}
 	for p := range r.stalls {
