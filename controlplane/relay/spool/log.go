@@ -45,17 +45,17 @@ type kept struct {
 }
 
 // openLog reads the log; kept holds what it says of jobs for which wanted returns true.
-func openLog(dir string, wanted func(checkpoint) bool) (l *log, broken int, err error) {
-	l = &log{dir: dir, boot: currentBoot(), least: leastLog, kept: make(map[int64]*kept)}
+func openLog(dir string, wanted func(checkpoint) bool) (*log, error) {
+	l := &log{dir: dir, boot: currentBoot(), least: leastLog, kept: make(map[int64]*kept)}
 	path := filepath.Join(dir, logName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return l, 0, nil
+		return l, nil
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("read the spool's checkpoints: %w", err)
+		return nil, fmt.Errorf("read the spool's checkpoints: %w", err)
 	}
-	list, broken := parseCheckpoints(b)
+	list, _ := parseCheckpoints(b)
 	for _, c := range list {
 		if !wanted(c) {
 			continue
@@ -66,10 +66,10 @@ func openLog(dir string, wanted func(checkpoint) bool) (l *log, broken int, err 
 		l.kept[c.job].proven = append(l.kept[c.job].proven, c)
 	}
 	if l.f, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
-		return nil, 0, fmt.Errorf("open the spool's checkpoints: %w", err)
+		return nil, fmt.Errorf("open the spool's checkpoints: %w", err)
 	}
 	l.size = (int64(len(b)) + recordSize - 1) / recordSize * recordSize // a torn end stays, as a record that is not whole
-	return l, broken, nil
+	return l, nil
 }
 
 // of returns what is known of a job, oldest first.

@@ -125,7 +125,7 @@ func Open(dir string, maxBytes, minFree int64) (s *Spool, strangers []string, er
 		}
 		s.total.Add(size)
 	}
-	if s.log, _, err = openLog(dir, func(c checkpoint) bool { return s.found[c.job].Epoch == c.epoch }); err != nil {
+	if s.log, err = openLog(dir, func(c checkpoint) bool { return s.found[c.job].Epoch == c.epoch }); err != nil {
 		return nil, nil, err
 	}
 	return s, strangers, nil
