@@ -50,7 +50,7 @@ func lostAfter(stopAfter time.Duration) time.Duration {
 // not run any more, also if the job has to be killed and the agent's clock is slow; and an agent that is back in time
 // has stopped nothing.
 func TestAJobStopsBeforeItsLossIsReported(t *testing.T) {
-	courses := 80
+	courses := 40
 	if testing.Short() {
 		courses = 20
 	}
