@@ -1,15 +1,8 @@
 package fleettest
 
 import (
-	"bytes"
-	"database/sql"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -20,9 +13,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	_ "modernc.org/sqlite" // reads what a killed control plane has written down
 
-	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
 	"github.com/switchyard-ci/switchyard/internal/faults"
 )
 
@@ -113,6 +104,7 @@ func (c *chaos) drive(jobs int) {
 			c.t.Fatalf("nothing has happened for %s:\n%s", quiet, c.unfinished())
 		}
 		c.doWhatIsDue(time.Now())
+		c.nobodyHasGone()
 		switch {
 		case submitted[0]+submitted[1] < jobs || c.finished < int64(jobs*93/100):
 			if c.finished >= stepAt {
@@ -138,6 +130,26 @@ func (c *chaos) doWhatIsDue(now time.Time) {
 			continue
 		}
 		l.do()
+	}
+}
+
+// nobodyHasGone looks for programs that ended without having been told to.
+func (c *chaos) nobodyHasGone() {
+	c.t.Helper()
+	gone := func(name string, x *process) {
+		select {
+		case <-x.done:
+			c.t.Fatalf("%s has ended by itself (%s):\n%s", name, x.cmd.ProcessState, lastOf(x.log.String(), chaosTail))
+		default:
+		}
+	}
+	if c.planeUp {
+		gone("the control plane", c.plane)
+	}
+	for i, up := range c.agentUp {
+		if up {
+			gone(agentName(i), c.agents[agentName(i)])
+		}
 	}
 }
 
@@ -240,10 +252,6 @@ func (c *chaos) keepLog(name string, x *process) {
 	}
 }
 
-const chaosTail = 6 << 10
-
-func lastOf(text string, most int) string { return text[max(0, len(text)-most):] }
-
 // calm ends all faults.
 func (c *chaos) calm() {
 	c.note("no more faults")
@@ -276,20 +284,6 @@ func (c *chaos) allEnded() bool {
 	return ended
 }
 
-func (c *chaos) unfinished() string {
-	c.allEnded()
-	var b strings.Builder
-	for i, g := range c.gitlabs {
-		for _, id := range c.open[i] {
-			job, _ := g.Job(id)
-			fmt.Fprintf(&b, "%s: %+v\n%s", g.name, job, c.said(fmt.Sprintf(" gitlab_job=%d ", id)))
-		}
-	}
-	out, err := exec.Command(filepath.Join(bin, "switchyard"), "jobs", "list", "-c", c.config()).CombinedOutput()
-	fmt.Fprintf(&b, "jobs list (%v):\n%s", err, out)
-	return b.String()
-}
-
 // await polls what needs agents that may wait up to half a minute before they connect again.
 func (c *chaos) await(what string, is func() bool) {
 	c.t.Helper()
@@ -300,188 +294,6 @@ func (c *chaos) await(what string, is func() bool) {
 			c.t.Fatalf("waited in vain: %s", what)
 		}
 	}
-}
-
-// settle waits until the control plane has let go of every job and the agents have removed their folders.
-func (c *chaos) settle() {
-	c.t.Helper()
-	c.await("the control plane has let go of all jobs", func() bool {
-		out, err := exec.Command(filepath.Join(bin, "switchyard"), "jobs", "list", "-o", "json", "-c", c.config()).Output()
-		return err == nil && !bytes.Contains(out, []byte(`"epoch"`)) && !bytes.Contains(out, []byte(`"state"`))
-	})
-	c.await("no folder of a job is left", func() bool {
-		for i := range chaosAgents {
-			left, err := os.ReadDir(filepath.Join(c.dir, agentName(i), "jobs"))
-			if err != nil || len(left) != 0 {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-// verify looks at every job of both GitLabs.
-func (c *chaos) verify(jobs int) {
-	c.t.Helper()
-	var wrong []error
-	names := 0
-	for _, g := range c.gitlabs {
-		names += len(g.wanted)
-		attempts, reported := map[string][]coordinator.Job{}, int64(0)
-		for id := int64(1); ; id++ {
-			job, err := g.Job(id)
-			if errors.Is(err, coordinator.ErrNotFound) {
-				break
-			}
-			require.NoError(c.t, err)
-			attempts[job.Name] = append(attempts[job.Name], job)
-			if job.Report.State != "" {
-				reported++
-			}
-			if err := g.check(job); err != nil {
-				wrong = append(wrong, err)
-			}
-		}
-		assert.Equal(c.t, reported, g.Stats().Finished, "%s: jobs with a result, and results that were accepted", g.name)
-		assert.Zero(c.t, g.Stats().StuckDropped, g.name)
-		assert.Zero(c.t, g.Stats().BadChecksums, g.name)
-		for name, want := range g.wanted {
-			if err := g.checkAttempts(want, attempts[name]); err != nil {
-				wrong = append(wrong, fmt.Errorf("%s: %s: %w", g.name, name, err))
-			}
-		}
-	}
-	assert.Equal(c.t, jobs, names)
-	if len(wrong) > 0 {
-		c.t.Errorf("%d jobs are wrong, such as:\n%v", len(wrong), errors.Join(wrong[:min(len(wrong), 5)]...))
-	}
-}
-
-// checkAttempts: a job is tried once more for every attempt that nobody had and for `retry`.
-func (g *chaosGitLab) checkAttempts(want wantedJob, attempts []coordinator.Job) error {
-	if len(attempts) == 0 {
-		return errors.New("it was never made")
-	}
-	last := attempts[len(attempts)-1]
-	switch why := g.whyLost(last.ID); {
-	case last.Retried:
-		return fmt.Errorf("the attempt after job %d is missing", last.ID)
-	case why != "" && !g.legacy && len(attempts) < want.retry.most():
-		return fmt.Errorf("job %d was lost (%s) and not tried again", last.ID, why)
-	case why == "" && want.retry == retryOnce && len(attempts) < 2:
-		return fmt.Errorf("job %d failed and was not tried again", last.ID)
-	}
-	return nil
-}
-
-// nothingIsLeft stops the programs and looks for what they should have removed.
-func (c *chaos) nothingIsLeft() {
-	c.t.Helper()
-	for _, a := range c.agents {
-		a.signal(c.t, syscall.SIGTERM)
-	}
-	c.plane.signal(c.t, syscall.SIGTERM)
-	for gitlab, jobs := range c.rows() {
-		assert.Empty(c.t, jobs, "rows of jobs of %s", gitlab)
-	}
-	assert.Zero(c.t, c.countPayloads(), "payloads in the store")
-	err := filepath.WalkDir(filepath.Join(c.dir, "plane", "spool"), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && !chaosSpoolKeeps(d.Name()) {
-			c.t.Errorf("left in the spool: %s", path)
-		}
-		return err
-	})
-	if !errors.Is(err, fs.ErrNotExist) {
-		require.NoError(c.t, err)
-	}
-	assert.Empty(c.t, c.processesOf(), "processes that were started for this fleet")
-}
-
-// chaosSpoolKeeps are files of the spool that belong to no job: the log of checkpoints of all, the room that is kept free.
-func chaosSpoolKeeps(name string) bool { return name == "checkpoints" || name == "reserve" }
-
-// processesOf are the living processes that have the fleet's folder in their environment or command line.
-func (c *chaos) processesOf() []string {
-	var found []string
-	for _, kind := range []string{"environ", "cmdline"} {
-		files, err := filepath.Glob("/proc/[0-9]*/" + kind)
-		require.NoError(c.t, err)
-		for _, file := range files {
-			if b, err := os.ReadFile(file); err == nil && bytes.Contains(b, []byte(c.dir)) {
-				found = append(found, file+": "+string(limit(bytes.ReplaceAll(b, []byte{0}, []byte{' '}))))
-			}
-		}
-	}
-	return found
-}
-
-// rows returns the jobs that stand in the store of a control plane that has ended, by the address of their GitLab.
-func (c *chaos) rows() map[string]map[int64]bool {
-	c.t.Helper()
-	found := map[string]map[int64]bool{}
-	c.query("SELECT gitlab_url, gitlab_job_id FROM jobs", func(scan func(...any) error) error {
-		var address string
-		var job int64
-		if err := scan(&address, &job); err != nil {
-			return err
-		}
-		u, err := url.Parse(address)
-		if err != nil {
-			return err
-		}
-		base := u.Scheme + "://" + u.Host
-		if found[base] == nil {
-			found[base] = map[int64]bool{}
-		}
-		found[base][job] = true
-		return nil
-	})
-	return found
-}
-
-func (c *chaos) countPayloads() int {
-	c.t.Helper()
-	n := 0
-	c.query("SELECT count(*) FROM payloads", func(scan func(...any) error) error { return scan(&n) })
-	return n
-}
-
-// query asks a copy of the store, so that nothing of the control plane's is touched.
-func (c *chaos) query(statement string, row func(scan func(...any) error) error) {
-	c.t.Helper()
-	dir, err := os.MkdirTemp(c.dir, "store-")
-	require.NoError(c.t, err)
-	defer os.RemoveAll(dir)
-	for _, suffix := range []string{"", "-wal"} {
-		err := copyFile(filepath.Join(c.dir, "plane", "switchyard.db"+suffix), filepath.Join(dir, "copy.db"+suffix))
-		if suffix == "" || !errors.Is(err, fs.ErrNotExist) {
-			require.NoError(c.t, err)
-		}
-	}
-	db, err := sql.Open("sqlite", filepath.Join(dir, "copy.db"))
-	require.NoError(c.t, err)
-	defer db.Close()
-	rows, err := db.QueryContext(c.t.Context(), statement)
-	require.NoError(c.t, err)
-	defer rows.Close()
-	for rows.Next() {
-		require.NoError(c.t, row(rows.Scan))
-	}
-	require.NoError(c.t, rows.Err())
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }
 
 // end stops what still runs.
@@ -513,61 +325,4 @@ func (c *chaos) end() {
 	for _, n := range c.networks {
 		assert.NoError(c.t, n.Close())
 	}
-}
-
-// explain logs what has happened, and the end of every log.
-func (c *chaos) explain() {
-	c.t.Logf("SWITCHYARD_CHAOS_SEED=%d\n%s", c.plan.seed, strings.Join(c.journal, "\n"))
-	logs := c.ended
-	for name, x := range c.agents {
-		logs = append(logs, endedLog{name, x.log.String()})
-	}
-	if c.plane != nil {
-		logs = append(logs, endedLog{"control plane", c.plane.log.String()})
-	}
-	for _, l := range logs[max(0, len(logs)-12):] {
-		c.t.Logf("---- %s:\n%s", l.name, lastOf(l.text, chaosTail))
-	}
-}
-
-// said returns the lines about some text in the logs of all programs that have ended, and of the control plane.
-func (c *chaos) said(text string) string {
-	var b strings.Builder
-	for _, l := range append(slices.Clone(c.ended), endedLog{"control plane", c.plane.log.String()}) {
-		for line := range strings.Lines(l.text) {
-			if strings.Contains(line, text) {
-				b.WriteString("\t" + l.name + ": " + line)
-			}
-		}
-	}
-	return lastOf(b.String(), chaosTail)
-}
-
-func (c *chaos) report(jobs int, took time.Duration) {
-	injected := map[faults.Kind]int{}
-	lost := 0
-	for _, g := range c.gitlabs {
-		for kind, n := range g.proxy.Injected() {
-			injected[kind] += n
-		}
-		lost += g.lostCount()
-	}
-	var traffic faults.Traffic
-	for _, n := range c.networks {
-		t := n.Traffic()
-		traffic.Connections += t.Connections
-		traffic.Resets += t.Resets
-		traffic.Swallowed += t.Swallowed
-	}
-	c.t.Logf("%d jobs in %s: %.1f jobs/s; steps: %v; faults of GitLab: %v; claims that nobody got: %d; connections: %d, reset: %d, bytes swallowed: %d",
-		jobs, took.Round(time.Millisecond), float64(jobs)/took.Seconds(), c.counts, injected, lost, traffic.Connections, traffic.Resets, traffic.Swallowed)
-}
-
-// traceOf reads a trace.
-func (g *chaosGitLab) traceOf(job coordinator.Job) ([]byte, error) {
-	r, err := g.Trace(job.ID, 0)
-	if err != nil {
-		return nil, err
-	}
-	return io.ReadAll(r)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -185,68 +184,4 @@ func (g *chaosGitLab) submit(number int, jobs []wantedJob) {
 	require.NoError(g.t, err)
 	_, err = g.CreatePipeline(g.t.Context(), g.projects[number%len(g.projects)].ID, coordinator.PipelineOptions{Config: compiled})
 	require.NoError(g.t, err)
-}
-
-// check holds a job that has ended, or was lost, against what was wanted of it.
-func (g *chaosGitLab) check(job coordinator.Job) error {
-	want, known := g.wanted[job.Name]
-	if !known {
-		return fmt.Errorf("%s: job %d %q is nobody's", g.name, job.ID, job.Name)
-	}
-	fail := func(format string, args ...any) error {
-		text, _ := g.traceOf(job)
-		return fmt.Errorf("%s: job %d (%s, attempt %d, status %s %s, lost: %q): %s\n%+v\n%q", g.name, job.ID, job.Name, job.Attempt, job.Status,
-			job.FailureReason, g.whyLost(job.ID), fmt.Sprintf(format, args...), job, limit(text))
-	}
-	begun, err := os.ReadFile(filepath.Join(g.marks, strconv.FormatInt(job.ID, 10)))
-	if err != nil && !os.IsNotExist(err) {
-		return fail("%v", err)
-	}
-	starts := strings.Count(string(begun), "begun\n")
-	if g.whyLost(job.ID) != "" {
-		switch {
-		case starts != 0:
-			return fail("it was started though nobody has it")
-		case g.legacy && (job.Status != "running" || job.Updates+job.Patches != 0):
-			return fail("nobody has it, but it did not stay as it was")
-		case !g.legacy && job.FailureReason != "runner_provisioning_timeout":
-			return fail("nobody has it, but it did not expire")
-		}
-		return nil
-	}
-	if starts != 1 {
-		return fail("its script began %d times", starts)
-	}
-	status, reason := "success", ""
-	if want.exit != 0 {
-		status, reason = "failed", "script_failure"
-	}
-	if job.Status != status || string(job.FailureReason) != reason || job.ExitCode != want.exit || job.Report.State != status {
-		return fail("it should have ended with %s, exit code %d", status, want.exit)
-	}
-	if !job.Report.ChecksumOK || !job.Report.SizeOK {
-		return fail("its trace is not the one that was reported")
-	}
-	text, err := g.traceOf(job)
-	if err != nil {
-		return fail("%v", err)
-	}
-	return sameOutput(text, want, job.ID, fail)
-}
-
-func sameOutput(text []byte, want wantedJob, job int64, fail func(string, ...any) error) error {
-	t := string(text)
-	_, rest, ok := strings.Cut(t, "$ "+want.script+"\x1b[0;m\n")
-	if !ok {
-		return fail("its command is not in its trace:\n%q", limit(text))
-	}
-	end := strings.LastIndex(rest, ":step_script\r\x1b[0K")
-	if end < 0 {
-		return fail("the section of its script does not end:\n%q", limit(text))
-	}
-	end = strings.LastIndex(rest[:end], "section_end:")
-	if got, expected := rest[:end], strings.ReplaceAll(want.output, "$CI_JOB_ID", strconv.FormatInt(job, 10)); got != expected {
-		return fail("its output is\n%q\nand not\n%q", limit([]byte(got)), limit([]byte(expected)))
-	}
-	return nil
 }

@@ -35,6 +35,9 @@ func TestChaos(t *testing.T) {
 
 // TestChaosOfOneSeed is the same in short, always with the same decisions.
 func TestChaosOfOneSeed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a lost claim takes a minute")
+	}
 	runChaos(t, 1258, 300)
 }
 
