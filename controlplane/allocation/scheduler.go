@@ -246,6 +246,9 @@ func (s *Scheduler) bind(r *runner) {
 	default:
 		parent = s.gitlab(r.GitLab)
 	}
+	if old := s.nodes[nodeKey{kindRunner, r.Name}]; old != nil && old.parent != parent {
+		s.forgetNode(old) // it was bound elsewhere before a restart
+	}
 	r.leaf = s.node(kindRunner, r.Name, parent)
 	r.leaf.runner = r
 }
@@ -304,7 +307,7 @@ func (s *Scheduler) StartClaim(now time.Time, runner string) error {
 	b := s.band(r.pool, MaxClass+1)
 	l := lease{
 		leaf: r.leaf, domain: r.pool.domain, start: s.now, factor: 1000,
-		cost: r.leaf.lengths.expect("", s.settings.firstGuess), isInstance: r.Scope == InstanceRunner,
+		cost: r.leaf.lengths.expect("", s.settings.firstGuess),
 	}
 	s.charge(b, r.leaf, nil, &l)
 	r.claims = append(r.claims, l)

@@ -347,6 +347,23 @@ func TestIdleNodesAreForgotten(t *testing.T) {
 	require.Empty(t, f.s.projects)
 }
 
+func TestARunnerMayBeBoundElsewhereAfterARestart(t *testing.T) {
+	f := newFleet(t, Policy{}, Runner{Name: "shared"})
+	f.arrive(1, "a/p")
+	f.serve()
+	f.after(time.Minute)
+	f.finish(1)
+	restored := New(Policy{Nodes: map[string]Rule{NodeName(gitlabURL, "a"): {Paused: true}}})
+	require.NoError(t, restored.Restore(f.now, f.s.Snapshot(f.now)))
+	restored.SetRunner(f.now, Runner{Name: "shared", GitLab: gitlabURL, Scope: GroupRunner, Path: "a", Pool: "linux"})
+	require.NoError(t, restored.Want(f.now, "shared", 1))
+	_, ok := restored.Next(f.now, "linux")
+	require.False(t, ok, "its group is paused")
+	restored.SetRunner(f.now, Runner{Name: "shared", GitLab: gitlabURL, Pool: "linux"})
+	_, ok = restored.Next(f.now, "linux")
+	require.True(t, ok, "it is bound to the group no more")
+}
+
 func TestASnapshotIsBounded(t *testing.T) {
 	f := newFleet(t, Policy{}, Runner{Name: "shared"})
 	const projects = remember + 2000
