@@ -231,10 +231,12 @@ func (s *scene) startMatrixAgent(name, server string) {
 	args := []string{"--server", server, "--data", data, "--name", name, "--slots", "1"}
 	if _, err := os.Stat(filepath.Join(data, "agent.crt")); err != nil {
 		var token string
-		s.ask(func(ctx context.Context, a adminv1.AdminServiceClient) error {
-			answer, err := a.CreateJoinToken(ctx, &adminv1.CreateJoinTokenRequest{Uses: 1, Ttl: durationpb.New(time.Hour)})
-			token = answer.GetToken()
-			return err
+		s.until("there is a join token", func() bool {
+			return s.try(func(ctx context.Context, a adminv1.AdminServiceClient) error {
+				answer, err := a.CreateJoinToken(ctx, &adminv1.CreateJoinTokenRequest{Uses: 1, Ttl: durationpb.New(time.Hour)})
+				token = answer.GetToken()
+				return err
+			}) == nil
 		})
 		file := filepath.Join(s.dir, name+".token")
 		require.NoError(s.t, os.WriteFile(file, []byte(token), 0o600))
@@ -313,9 +315,22 @@ func (s *scene) pid(name string) int {
 	return x.cmd.Process.Pid
 }
 
-// freeze and thaw stop an agent's process and let it go on. Neither minds that it is gone.
-func (s *scene) freeze(name string) { s.send(name, syscall.SIGSTOP) }
-func (s *scene) thaw(name string)   { s.send(name, syscall.SIGCONT) }
+// freeze stops an agent's process, all of it: a thread that runs at the moment does so until it is interrupted.
+func (s *scene) freeze(name string) {
+	s.t.Helper()
+	s.send(name, syscall.SIGSTOP)
+	s.until("the agent stands still", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.pid(name)))
+		require.NoError(s.t, err)
+		return len(threads) > 0 && !slices.ContainsFunc(threads, func(path string) bool {
+			b, err := os.ReadFile(path)
+			return err == nil && !strings.HasPrefix(string(b[strings.LastIndexByte(string(b), ')')+1:]), " T")
+		})
+	})
+}
+
+// thaw lets it go on; it does not mind that it is gone.
+func (s *scene) thaw(name string) { s.send(name, syscall.SIGCONT) }
 
 func (s *scene) send(name string, signal syscall.Signal) {
 	if pid := s.pid(name); pid > 0 {
@@ -340,12 +355,7 @@ func (s *scene) ended(x *process) {
 	}
 }
 
-// ask makes a call to the control plane.
-func (s *scene) ask(call func(context.Context, adminv1.AdminServiceClient) error) {
-	s.t.Helper()
-	require.NoError(s.t, s.try(call))
-}
-
+// try makes a call to the control plane, which may not answer yet.
 func (s *scene) try(call func(context.Context, adminv1.AdminServiceClient) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()

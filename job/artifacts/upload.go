@@ -225,7 +225,7 @@ func (u *upload) judge(resp *http.Response) error {
 	case http.StatusRequestEntityTooLarge:
 		u.Fail(line(text))
 		return fmt.Errorf("upload artifacts: %w: %w; GitLab's administrators set the maximum artifacts size", ErrTooLarge, e)
-	case http.StatusServiceUnavailable:
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		u.Fail(line(text))
 		return &transfer.Transient{Err: e, After: e.RetryAfter, Tries: triesUnavailable}
 	}

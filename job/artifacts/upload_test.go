@@ -140,6 +140,7 @@ func TestWhatAnswersMean(t *testing.T) {
 		"413 after the end": {repeat(9, readStatus(413)), 1, ErrTooLarge, "413 Request Entity Too Large"},
 		"503 for ever":      {repeat(9, status(503)), 6, ErrUnavailable, "503 Service Unavailable"},
 		"503 five times":    {repeat(5, status(503)), 6, nil, "503 Service Unavailable"},
+		"429 five times":    {repeat(5, status(429)), 6, nil, "429 Too Many Requests"},
 		"500 for ever":      {repeat(9, readStatus(500)), 3, ErrUnavailable, "500 Internal Server Error"},
 		"500 twice":         {repeat(2, status(500)), 3, nil, "WARNING: Retrying...  context=artifacts-uploader error="},
 		"400 for ever":      {repeat(9, status(400, "Content-Type", "application/json", "", `{"message":"Invalid dotenv"}`)), 3, ErrUnavailable, "400 Bad Request: Invalid dotenv"},
