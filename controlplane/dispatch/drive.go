@@ -456,6 +456,9 @@ func (d *Dispatcher) JobStatus(id int64, status string) {
 		d.applyLocked(j, event{kind: evCancel, cancel: cancelGraceful, reason: "canceled in GitLab"})
 	case relay.StatusGone:
 		d.applyLocked(j, event{kind: evCancel, cancel: cancelKill, reason: "GitLab wants nothing more of the job"})
+		if j.life.phase == started && !j.life.online {
+			d.applyLocked(j, event{kind: evReported}) // there is nobody to wait for
+		}
 	}
 }
 

@@ -566,6 +566,10 @@ func (l *life) gone() []action {
 	if l.phase == finished {
 		return l.bury()
 	}
+	if l.phase == started && !l.online {
+		// The agent is away, or here without the job: nobody can be told to stop. Whoever has it still is told when he says so.
+		return l.end("GitLab wants nothing more of the job")
+	}
 	// GitLab refused the job while it runs: stop it, there is nobody to report to.
 	l.unreported = true
 	return l.stop(cancelKill, "GitLab wants nothing more of the job")

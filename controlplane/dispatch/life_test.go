@@ -171,3 +171,19 @@ func TestPausesGrowWithRefusals(t *testing.T) {
 		require.Equal(t, offered, l.phase)
 	}
 }
+
+// A job that GitLab takes nothing more of does not keep its slot for an agent that is away, or that is here without it.
+func TestAJobThatIsGoneWhileItsAgentIsAway(t *testing.T) {
+	for _, online := range []bool{true, false} {
+		l := life{phase: started, epoch: 1, agent: "one", slot: true, online: online}
+		acts := l.step(t0, event{kind: evReported})
+		if online {
+			require.Equal(t, []actionKind{actSendCancel}, kinds(acts))
+			require.True(t, l.slot)
+			continue
+		}
+		require.Equal(t, []actionKind{actDelete}, kinds(acts))
+		require.Equal(t, ended, l.phase)
+		require.False(t, l.slot)
+	}
+}
