@@ -29,6 +29,7 @@ type agent struct {
 	slots int
 	boot  int
 
+	full   bool // the host's disk: offers are refused
 	up     bool // the agent's process
 	ledger *ledger.Ledger
 	traces *tracestream.Sender
@@ -262,7 +263,11 @@ func (a *agent) offer(o *fleetv1.Offer) {
 	if a.disk[ref] == nil {
 		a.offered[ref] = o
 	}
-	a.apply(a.ledger.Offer(time.Now(), ref, ""))
+	refusal := ""
+	if a.full {
+		refusal = "the disk is full"
+	}
+	a.apply(a.ledger.Offer(time.Now(), ref, refusal))
 }
 
 // apply carries out what the ledger decided.

@@ -420,6 +420,7 @@ const (
 	stopPlane    action = "the control plane is stopped"
 	restartAgent action = "an agent is killed"
 	loseHost     action = "a host is lost"
+	fillDisk     action = "a disk is full, or has room again"
 	begin        action = "a job begins"
 	write        action = "a job writes"
 	end          action = "a job ends"
@@ -427,7 +428,7 @@ const (
 
 var actions = []action{
 	goesWell, goesWell, goesWell, newJob, newJob, claim, deliver, deliver, deliverAll, repeat, answerOne, answerOne, answerAll,
-	arriveLate, cancel, connect, breakLink, silence, gitLabSilent, killPlane, stopPlane, restartAgent, loseHost, begin, write, end,
+	arriveLate, cancel, connect, breakLink, silence, gitLabSilent, killPlane, stopPlane, restartAgent, loseHost, fillDisk, begin, write, end,
 }
 
 // do is one step; it does nothing if there is nothing that it could happen to.
@@ -477,6 +478,9 @@ func (w *world) do(s step) {
 		kind := s.pick(3)
 		w.losses = true
 		a.lose(kind != 0, kind != 1)
+	case fillDisk:
+		a := w.agents[s.pick(len(w.agents))]
+		a.full = !a.full
 	case begin:
 		if a, p := w.aProcess(&s, mayBegin); p != nil {
 			a.begin(p)
@@ -688,6 +692,9 @@ func (w *world) round() {
 
 // recover is a world that gets well, until nothing is left to do.
 func (w *world) recover() {
+	for _, a := range w.agents {
+		a.full = false
+	}
 	for rounds := 0; !w.over(); rounds++ {
 		if rounds > 2000 {
 			w.fail("it does not end", "%s", w.left())
