@@ -58,7 +58,7 @@ func TestTheFleetKeepsItsPromises(t *testing.T) {
 // carryOut runs a plan in virtual time and returns the first promise that was broken, and what happened until then.
 func carryOut(t *testing.T, twoPhase bool, agents int, steps []step) (broken, log string) {
 	dir := memory(t)
-	defer os.RemoveAll(dir) // there are many
+	defer os.RemoveAll(dir)
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{dir: dir, start: time.Now(), begins: make(map[int64]*process)}
 		defer func() {
