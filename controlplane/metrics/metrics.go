@@ -18,13 +18,17 @@ const maxProjects = 1000
 
 // Fleet knows what goes on. *dispatch.Dispatcher is one.
 type Fleet interface {
+	// Agents returns the agents that are here or hold jobs.
 	Agents() []dispatch.AgentStatus
+	// Jobs returns the jobs that are claimed and not yet reported.
 	Jobs() []dispatch.JobSnapshot
+	// Usage returns what projects use, the one that used most in front.
 	Usage() []dispatch.UsageRow
 }
 
 // Runners knows the configured runners. *controlplane.Server is one.
 type Runners interface {
+	// Runners returns what is known of each, in the order of the configuration.
 	Runners() []admin.RunnerStatus
 }
 

@@ -3,6 +3,7 @@ package usage
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -73,8 +74,7 @@ func Restore(now time.Time, snapshot []byte) (*Book, error) {
 	if saved.Version != version {
 		return b, fmt.Errorf("read what was used before: its form is %d, this version knows %d", saved.Version, version)
 	}
-	for i := len(saved.Projects) - 1; i >= 0; i-- {
-		k := saved.Projects[i]
+	for _, k := range slices.Backward(saved.Projects) {
 		a := b.account(Project{k.GitLab, k.ID})
 		a.path = k.Path
 		a.turn(now)

@@ -51,9 +51,8 @@ type Row struct {
 	Day   Used
 }
 
-// Book counts. It is not safe for concurrent use. Times that go back count as the last one.
+// Book counts. It is not safe for concurrent use.
 type Book struct {
-	now      int64 // steps since 1970
 	projects map[Project]*list.Element
 	recent   list.List // of *account, the one heard of last in front
 	running  map[Job]*slot
