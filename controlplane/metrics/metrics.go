@@ -3,7 +3,6 @@
 package metrics
 
 import (
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,7 +55,8 @@ var (
 	projectWeight = desc("project_weight", "A project's weight among its siblings.", "gitlab", "project")
 	projectQuota  = desc("project_quota_slots", "Slots that a project never exceeds.", "gitlab", "project")
 	projectUsed   = desc("project_slot_seconds", "Slot-seconds that a project used in the last hour (1h) or day (24h).", "gitlab", "project", "window")
-	projectWait   = desc("project_wait_seconds", "Quantiles of the times that a project's jobs waited for a slot.", "gitlab", "project", "window", "quantile")
+	projectMedian = desc("project_wait_p50_seconds", "How long half of a project's jobs waited for a slot at most.", "gitlab", "project", "window")
+	projectWait   = desc("project_wait_p95_seconds", "How long 95 of 100 of a project's jobs waited for a slot at most.", "gitlab", "project", "window")
 )
 
 // New returns a collector over a control plane. It may be used concurrently.
@@ -71,7 +71,7 @@ type collector struct {
 func (c collector) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		agents, agentSlots, agentLeases, jobs, runnerUp, runnerSlots, claims, watches, throttled, failures, lastJob, tokenExpires,
-		projectSlots, projectQueue, projectShare, projectWeight, projectQuota, projectUsed, projectWait,
+		projectSlots, projectQueue, projectShare, projectWeight, projectQuota, projectUsed, projectMedian, projectWait,
 	} {
 		to <- d
 	}
@@ -164,9 +164,8 @@ func collectProject(o output, r dispatch.UsageRow) {
 	for window, u := range map[string]usage.Used{"1h": r.Hour, "24h": r.Day} {
 		o.gauge(projectUsed, u.SlotSeconds, r.GitLab, r.Path, window)
 		if u.Jobs > 0 {
-			for q, d := range map[float64]time.Duration{0.5: u.P50, 0.95: u.P95} {
-				o.gauge(projectWait, d.Seconds(), r.GitLab, r.Path, window, strconv.FormatFloat(q, 'g', -1, 64))
-			}
+			o.gauge(projectMedian, u.P50.Seconds(), r.GitLab, r.Path, window)
+			o.gauge(projectWait, u.P95.Seconds(), r.GitLab, r.Path, window)
 		}
 	}
 }

@@ -73,11 +73,13 @@ switchyard_runner_up{runner="r"} 1
 # HELP switchyard_project_quota_slots Slots that a project never exceeds.
 # TYPE switchyard_project_quota_slots gauge
 switchyard_project_quota_slots{gitlab="https://g",project="a/b"} 6
-# HELP switchyard_project_wait_seconds Quantiles of the times that a project's jobs waited for a slot.
-# TYPE switchyard_project_wait_seconds gauge
-switchyard_project_wait_seconds{gitlab="https://g",project="a/b",quantile="0.5",window="1h"} 1
-switchyard_project_wait_seconds{gitlab="https://g",project="a/b",quantile="0.95",window="1h"} 2
-`), "switchyard_agents", "switchyard_jobs", "switchyard_runner_up", "switchyard_project_quota_slots", "switchyard_project_wait_seconds"))
+# HELP switchyard_project_wait_p50_seconds How long half of a project's jobs waited for a slot at most.
+# TYPE switchyard_project_wait_p50_seconds gauge
+switchyard_project_wait_p50_seconds{gitlab="https://g",project="a/b",window="1h"} 1
+# HELP switchyard_project_wait_p95_seconds How long 95 of 100 of a project's jobs waited for a slot at most.
+# TYPE switchyard_project_wait_p95_seconds gauge
+switchyard_project_wait_p95_seconds{gitlab="https://g",project="a/b",window="1h"} 2
+`), "switchyard_agents", "switchyard_jobs", "switchyard_runner_up", "switchyard_project_quota_slots", "switchyard_project_wait_p50_seconds", "switchyard_project_wait_p95_seconds"))
 	require.Equal(t, maxProjects, testutil.CollectAndCount(c, "switchyard_project_slots"), "the number of projects is bounded")
 	problems, err := testutil.CollectAndLint(c)
 	require.NoError(t, err)
