@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -122,21 +123,31 @@ func (c *policyShowCmd) Run(ctx context.Context, std streams) error {
 	return nil
 }
 
-// readPolicy reads a file, or the standard input.
-func readPolicy(path string) (string, error) {
+// readText reads a file, or the standard input for "-", up to a byte more than most, which its parser refuses with a way
+// out.
+func readText(what, path string, most int64) ([]byte, error) {
 	in := io.Reader(os.Stdin)
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return "", fmt.Errorf("open the policy: %w", err)
+			return nil, fmt.Errorf("open the %s: %w", what, err)
 		}
 		defer f.Close()
 		in = f
 	}
-	text, err := io.ReadAll(io.LimitReader(in, policy.MaxSize+1))
+	text, err := io.ReadAll(io.LimitReader(in, most+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the %s: %w", what, err)
+	}
+	return text, nil
+}
+
+// readPolicy reads a policy that fits into a message.
+func readPolicy(path string) (string, error) {
+	text, err := readText("policy", path, policy.MaxSize)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("read the policy: %w", err)
+		return "", err
 	case len(text) > policy.MaxSize:
 		return "", errors.New("the policy has more than 1024 KiB: give shares to groups instead of to each of their projects")
 	}
@@ -157,10 +168,11 @@ func actor() string {
 
 // printOne writes a message as JSON.
 func printOne(w io.Writer, m proto.Message) error {
-	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true, Multiline: true, Indent: "  "}.Marshal(m)
+	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("write JSON: %w", err)
 	}
-	_, err = fmt.Fprintf(w, "%s\n", text)
-	return err
+	e := json.NewEncoder(w) // its spaces are the same each time
+	e.SetIndent("", "  ")
+	return e.Encode(json.RawMessage(text))
 }

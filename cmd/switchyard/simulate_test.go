@@ -15,12 +15,13 @@ func TestTheExampleOfSimulatesHelpCanBePlayed(t *testing.T) {
 	require.True(t, found)
 	example, _, found = strings.Cut(example, "Lengths vary")
 	require.True(t, found)
-	s, err := simulation.Read(strings.NewReader(example))
+	s, warnings, err := simulation.Read("example", []byte(example))
 	require.NoError(t, err)
+	require.Empty(t, warnings)
 	r, err := simulation.Play(s)
 	require.NoError(t, err)
 	require.Equal(t, "fair", r.Mode)
-	require.Len(t, r.Projects, 8)
+	require.Len(t, r.Projects, 9)
 	for _, p := range r.Projects {
 		require.Positive(t, p.Jobs, p.Path)
 	}

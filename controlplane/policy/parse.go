@@ -20,17 +20,17 @@ type reading struct {
 	granted map[string]bool // classes that some node grants
 }
 
-func (r *reading) policy(root *yaml.Node) *Policy {
+func (r *reading) policy(root *yaml.Node, path string) *Policy {
 	p := Default()
 	p.Places = nil
 	r.granted = make(map[string]bool)
 	if root.Kind == yaml.MappingNode { // others refer to them, wherever they stand
 		if n := yamlform.Value(root, "classes"); n != nil {
-			p.Classes = r.classes(n, "classes")
+			p.Classes = r.classes(n, strings.TrimPrefix(path+".classes", "."))
 		}
 	}
 	var rules *yaml.Node
-	r.Mapping(root, "", yamlform.Fields{
+	r.Mapping(root, path, yamlform.Fields{
 		"share": func(n *yaml.Node, at string) {
 			p.Mode = Mode(r.Choice(n, at, string(Fair), string(GitLab), string(FIFO)))
 		},
@@ -48,7 +48,7 @@ func (r *reading) policy(root *yaml.Node) *Policy {
 		"rules":          func(n *yaml.Node, _ string) { rules = n },
 	})
 	if rules != nil { // after the nodes, which grant classes
-		p.rules = r.rules(rules, "rules", p.Classes)
+		p.rules = r.rules(rules, strings.TrimPrefix(path+".rules", "."), p.Classes)
 	}
 	return p
 }

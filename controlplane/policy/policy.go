@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/switchyard-ci/switchyard/controlplane/allocation"
 	"github.com/switchyard-ci/switchyard/controlplane/placement"
 	"github.com/switchyard-ci/switchyard/internal/yamlform"
@@ -151,11 +153,24 @@ func Parse(name string, text []byte) (*Policy, []yamlform.Problem, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	p := (&reading{Reader: r}).policy(root)
+	p := Read(r, root, "")
 	if err := r.Err(); err != nil {
 		return nil, r.Warnings(), err
 	}
-	return p.index(), r.Warnings(), nil
+	return p, r.Warnings(), nil
+}
+
+// Read reads a policy that is part of a file; path is where it stands there, for messages. Mistakes and warnings go to the
+// form: with mistakes the policy is not to be used.
+func Read(form *yamlform.Reader, node *yaml.Node, path string) *Policy {
+	return (&reading{Reader: form}).policy(yamlform.Resolve(node), path).index()
+}
+
+// WithMode returns the same policy with another way of sharing slots.
+func (p *Policy) WithMode(m Mode) *Policy {
+	other := *p
+	other.Mode = m
+	return &other
 }
 
 // NeedsGrant says whether jobs may have the class only where a node grants it: it goes before ClassNormal.

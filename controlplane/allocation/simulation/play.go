@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/switchyard-ci/switchyard/controlplane/allocation"
+	"github.com/switchyard-ci/switchyard/controlplane/policy"
 )
 
 // Report is what came of a scenario, over all its seeds.
@@ -30,43 +31,56 @@ type Report struct {
 	Timeline [][]float64 `json:"-"`
 }
 
-// ProjectReport is one project's part. Waits are of the jobs that began, over all seeds.
+// ProjectReport is the part of one project, or of one of its loads. Waits are of the jobs that began, over all seeds.
 type ProjectReport struct {
 	Path        string  `json:"path"`
+	Name        string  `json:"name,omitempty"`     // of its jobs
+	Rule        string  `json:"rule,omitempty"`     // the policy's, that holds for them
+	Class       string  `json:"class,omitempty"`    // which they have by that
+	Priority    int     `json:"priority,omitempty"` // inside the project's share
 	Backlog     bool    `json:"backlog,omitempty"`
 	Weight      float64 `json:"weight"`
 	Jobs        int     `json:"jobs"`          // that began
 	Waiting     int     `json:"waiting"`       // that had not at the end; a backlog is not counted
 	SlotSeconds float64 `json:"slot_seconds"`  // mean over the seeds
-	Due         float64 `json:"due,omitempty"` // of a backlog: its part by weights among those with one
+	Due         float64 `json:"due,omitempty"` // of a project with a backlog: its part by weights among those with one
 	Share       float64 `json:"share"`         // of all slot-seconds used
 	WaitP50     float64 `json:"wait_p50"`      // seconds
 	WaitP95     float64 `json:"wait_p95"`
 	WaitMax     float64 `json:"wait_max"`
 }
 
-// columns of the timeline.
-const columns = 480
+// columns of the timeline: each wide enough for some jobs, so that shares can be seen, and not only jobs.
+const columns = 96
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Play plays a scenario that Read has returned.
 func Play(s Scenario) (Report, error) {
 	seeds := max(s.Seeds, 1)
-	mode, _ := allocation.ParseMode(s.Policy.Mode)
-	r := Report{Scenario: s.Name, Mode: mode.String(), Slots: s.Slots, Hours: s.Duration.Hours(), Seeds: seeds}
+	r := Report{Scenario: s.Name, Mode: string(s.Policy.Mode), Slots: s.Slots, Hours: s.Duration.Hours(), Seeds: seeds}
 	var waits [][]float64
 	for i := range seeds {
-		g := newGame(&s, s.Seed+uint64(i))
+		g, err := newGame(&s, s.Seed+uint64(i))
+		if err != nil {
+			return r, err
+		}
 		if err := g.play(); err != nil {
 			return r, err
 		}
 		if i == 0 {
 			waits = make([][]float64, len(g.projects))
 			for _, p := range g.projects {
-				r.Projects = append(r.Projects, ProjectReport{Path: p.path, Backlog: p.load.Backlog, Weight: p.weight, Due: p.due})
+				r.Projects = append(r.Projects, ProjectReport{
+					Path: p.path, Name: p.load.Facts.Job, Rule: p.rank.Rule, Class: p.rank.Class, Priority: p.rank.Priority,
+					Backlog: p.load.Backlog, Weight: p.weight, Due: p.due,
+				})
 				r.Timeline = append(r.Timeline, p.timeline)
 			}
+		}
+		used := make(map[int64]float64) // by project
+		for _, p := range g.projects {
+			used[p.id] += p.used
 		}
 		var shares []float64
 		for n, p := range g.projects {
@@ -78,7 +92,7 @@ func Play(s Scenario) (Report, error) {
 			total.SlotSeconds += p.used / float64(seeds)
 			waits[n] = append(waits[n], p.waits...)
 			if p.load.Backlog {
-				shares = append(shares, p.used/p.due)
+				shares = append(shares, used[p.id]/p.due)
 			}
 			r.Busy += p.used / (s.Duration.Seconds() * float64(s.Slots) * float64(seeds))
 		}
@@ -120,16 +134,20 @@ func quantile(sorted []float64, q float64) float64 {
 type game struct {
 	scenario *Scenario
 	s        *allocation.Scheduler
-	projects []*project
+	projects []*project // a load each
 	events   events
 	free     int
 	now      time.Duration
 	seq      int
 }
 
+// project is one project with one load.
 type project struct {
 	load     *Project
 	path     string
+	id       int64 // the same one for all loads of a project
+	rank     policy.Ranking
+	class    int
 	weight   float64
 	due      float64
 	index    int
@@ -174,35 +192,49 @@ const (
 	idRange    = 100_000_000 // ids of one project are together, and the first projects have the lowest
 )
 
-func newGame(s *Scenario, seed uint64) *game {
-	g := &game{scenario: s, s: allocation.New(s.policy()), free: s.Slots}
-	g.s.SetRunner(epoch, allocation.Runner{Name: runnerName, GitLab: gitlabURL, Pool: poolName})
+func newGame(s *Scenario, seed uint64) (*game, error) {
+	rules := s.allocation()
+	g := &game{scenario: s, s: allocation.New(rules), free: s.Slots}
+	g.s.SetRunner(epoch, allocation.Runner{Name: runnerName, GitLab: s.GitLab, Pool: poolName})
+	ids := make(map[string]int64)
 	for i := range s.Projects {
 		load := &s.Projects[i]
-		for n := range max(load.Count, 1) {
-			path := load.Path
-			if load.Count > 0 {
-				path = fmt.Sprintf("%s-%d", load.Path, n+1)
-			}
+		for _, path := range load.paths() {
 			index := len(g.projects)
-			g.projects = append(g.projects, &project{
-				load: load, path: path, weight: s.Policy.weight(path), index: index,
+			p := &project{
+				load: load, path: path, weight: weight(&rules, s.GitLab, strings.ToLower(path), true), index: index,
 				// A project's jobs are the same ones under each policy.
 				lengths: rand.New(rand.NewPCG(seed, uint64(2*index))), arrivals: rand.New(rand.NewPCG(seed, uint64(2*index+1))),
 				jobs: make(map[int64]*simulated), timeline: make([]float64, columns),
-			})
+			}
+			key := strings.ToLower(path)
+			if ids[key] == 0 {
+				ids[key] = int64(index + 1)
+			}
+			p.id = ids[key]
+			facts := load.Facts
+			facts.GitLab, facts.Project = s.GitLab, path
+			var err error
+			if p.rank, err = s.Policy.Rank(facts); err != nil {
+				return nil, fmt.Errorf("ask the policy's rules about jobs of %s: %w", path, err)
+			}
+			granted := false
+			if p.class, granted = s.Policy.Class(p.rank.Class, s.GitLab, path); !granted {
+				p.rank.Class = policy.ClassNormal
+			}
+			g.projects = append(g.projects, p)
 		}
 	}
-	g.dues()
-	return g
+	g.dues(&rules)
+	return g, nil
 }
 
 // dues works out what part is due to each project with a backlog: its weight among its siblings with one, of what is due
 // to its group.
-func (g *game) dues() {
+func (g *game) dues(rules *allocation.Policy) {
 	siblings := make(map[string]map[string]bool) // by their group
 	for _, p := range g.projects {
-		for path := p.path; p.load.Backlog && path != ""; path = above(path) {
+		for path := strings.ToLower(p.path); p.load.Backlog && path != ""; path = above(path) {
 			if siblings[above(path)] == nil {
 				siblings[above(path)] = make(map[string]bool)
 			}
@@ -214,19 +246,20 @@ func (g *game) dues() {
 			continue
 		}
 		p.due = 1
-		for path := p.path; path != ""; path = above(path) {
+		weight := func(path string) float64 {
+			return weight(rules, g.scenario.GitLab, path, len(siblings[path]) == 0)
+		}
+		for path := strings.ToLower(p.path); path != ""; path = above(path) {
 			all := 0.0
 			for _, sibling := range slices.Sorted(maps.Keys(siblings[above(path)])) {
-				all += g.scenario.Policy.weight(sibling)
+				all += weight(sibling)
 			}
-			p.due *= g.scenario.Policy.weight(path) / all
+			p.due *= weight(path) / all
 		}
 	}
 }
 
 func above(path string) string { return path[:max(strings.LastIndexByte(path, '/'), 0)] }
-
-func (p *Policy) weight(path string) float64 { return cmp.Or(p.Nodes[path].Weight, 1) }
 
 func (g *game) push(at time.Duration, p *project, job int64) {
 	g.seq++
@@ -298,8 +331,8 @@ func (g *game) arrive(p *project, since time.Duration) error {
 	}
 	p.jobs[id] = &simulated{arrived: since, began: -1, length: max(time.Duration(length), time.Millisecond)}
 	return g.s.Arrive(epoch.Add(g.now), allocation.Job{
-		GitLab: gitlabURL, ID: id, Project: allocation.Project{ID: int64(p.index + 1), Path: p.path}, Runner: runnerName,
-		Priority: p.load.Priority, Class: p.load.Class, Since: epoch.Add(since),
+		GitLab: g.scenario.GitLab, ID: id, Project: allocation.Project{ID: p.id, Path: strings.ToLower(p.path)}, Runner: runnerName,
+		Name: p.load.Facts.Job, Priority: p.rank.Priority, Class: p.class, Since: epoch.Add(since),
 	})
 }
 
@@ -332,7 +365,7 @@ func (g *game) finish(p *project, id int64) error {
 	delete(p.jobs, id)
 	p.use(j.began, g.now, g.scenario.Duration)
 	g.free++
-	return g.s.Finish(epoch.Add(g.now), allocation.JobKey{GitLab: gitlabURL, ID: id})
+	return g.s.Finish(epoch.Add(g.now), allocation.JobKey{GitLab: g.scenario.GitLab, ID: id})
 }
 
 // use notes that the project had a slot for a time.

@@ -13,23 +13,31 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/switchyard-ci/switchyard/controlplane/policy"
 )
 
 var update = flag.Bool("update", false, "write the golden reports anew")
 
 func load(t *testing.T, name string) Scenario {
 	t.Helper()
-	f, err := os.Open(filepath.Join("testdata", "scenarios", name+".yaml"))
+	text, err := os.ReadFile(filepath.Join("testdata", "scenarios", name+".yaml"))
 	require.NoError(t, err)
-	defer f.Close()
-	s, err := Read(f)
+	return read(t, string(text))
+}
+
+func read(t *testing.T, text string) Scenario {
+	t.Helper()
+	s, warnings, err := Read("s", []byte(text))
 	require.NoError(t, err)
+	require.Empty(t, warnings)
+	require.Empty(t, s.Unplayed())
 	return s
 }
 
-func play(t *testing.T, s Scenario, mode string) Report {
+func play(t *testing.T, s Scenario, mode policy.Mode) Report {
 	t.Helper()
-	s.Policy.Mode = mode
+	s.Policy = s.Policy.WithMode(mode)
 	r, err := Play(s)
 	require.NoError(t, err)
 	return r
@@ -96,20 +104,19 @@ func TestTheSameSeedGivesTheSamePlay(t *testing.T) {
 }
 
 func TestQuotasMinimumsAndLoads(t *testing.T) {
-	s, err := Read(strings.NewReader(`
+	s := read(t, `
 slots: 4
 duration: 10h
 policy:
   nodes:
-    a: {hard: 1}
-    c/late: {min: 2}
+    - {path: a, hard_quota: 1}
+    - {path: c/late, guaranteed: 2}
 projects:
   - {path: a/p, backlog: true, length: 1h, fixed: true}
   - {path: b/p, count: 2, jobs: 3, length: 30m, fixed: true}
   - {path: c/late, every: 1m, length: 10m, start: 5h, stop: 6h}
-`))
-	require.NoError(t, err)
-	r := play(t, s, "")
+`)
+	r := play(t, s, policy.Fair)
 	require.Equal(t, []string{"a/p", "b/p-1", "b/p-2", "c/late"}, []string{
 		r.Projects[0].Path, r.Projects[1].Path, r.Projects[2].Path, r.Projects[3].Path,
 	})
@@ -122,27 +129,116 @@ projects:
 	}
 }
 
+// A production deploy does not wait behind the lint jobs of its own project, and gains nothing against other projects.
+func TestRulesGiveAProjectsJobsTheirPriority(t *testing.T) {
+	const load = `
+slots: 4
+duration: 8h
+policy:
+  rules:
+    - {name: production, when: protected && environment == "production", priority: 100}
+    - {name: lint, when: stage == "lint", priority: -10}
+projects:
+  - {path: Apps/Web, backlog: true, length: 10m, name: lint, stage: lint}
+  - {path: Apps/Web, every: 1h, length: 5m, name: deploy, stage: deploy, protected: true, environment: production}
+  - {path: tools/cli, backlog: true, length: 10m}
+`
+	with := play(t, read(t, load), policy.Fair)
+	deploy := with.Projects[1]
+	require.Equal(t, []any{"Apps/Web", "deploy", "production", "normal", 100}, []any{deploy.Path, deploy.Name, deploy.Rule, deploy.Class, deploy.Priority})
+	require.Zero(t, deploy.Waiting)
+	without := read(t, load)
+	without.Policy = policy.Default()
+	behind := play(t, without, policy.Fair).Projects[1]
+	require.Zero(t, behind.Jobs, "without rules it waits behind what came before it")
+	require.Equal(t, deploy.Jobs, behind.Waiting)
+	require.Greater(t, with.Jain, 0.99, "all that a project uses counts as its own: %v", with.Projects)
+
+	var text bytes.Buffer
+	require.NoError(t, with.Write(&text))
+	require.Contains(t, text.String(), "CLASS  PRIORITY")
+	require.Regexp(t, `Apps/Web \(deploy\) +normal +100 `, text.String())
+}
+
+// A class goes first across projects, for those that are granted it, on the GitLab that is played.
+func TestClassesGoFirstWhereTheyAreGranted(t *testing.T) {
+	s := read(t, `
+gitlab: https://gitlab.test/
+slots: 1
+duration: 2h
+policy:
+  classes: [urgent, normal]
+  projects: {weight: 2}
+  nodes:
+    - {path: apps, gitlab: https://gitlab.test, classes: [urgent], weight: 3}
+  rules:
+    - {when: user == "ada", class: urgent}
+projects:
+  - {path: tools/cli, jobs: 5, length: 10m, fixed: true, user: ada}
+  - {path: apps/web, jobs: 5, length: 10m, fixed: true, user: ada}
+`)
+	r := play(t, s, policy.Fair)
+	require.Equal(t, "normal", r.Projects[0].Class, "asked for, not granted")
+	require.Equal(t, "urgent", r.Projects[1].Class)
+	require.Zero(t, r.Projects[0].Waiting+r.Projects[1].Waiting)
+	require.InDelta(t, 3600, r.Projects[1].WaitMax, 1, "two of the others go before the last one: their patience has ended")
+	require.InDelta(t, 5400, r.Projects[0].WaitMax, 1)
+	require.InDelta(t, 2, r.Projects[0].Weight, 1e-9)
+}
+
+func TestWhatIsNotPlayedIsSaid(t *testing.T) {
+	s, _, err := Read("s", []byte(`
+slots: 1
+duration: 1h
+policy:
+  nodes: [{path: a, gitlab: "https://other.test"}, {path: b, gitlab: "https://other.test"}]
+  runners: [{name: shared, hard_quota: 1}]
+projects: [{path: a, jobs: 3, length: 1m}]
+`))
+	require.NoError(t, err)
+	require.Equal(t, []string{
+		"what the policy says of nodes of https://other.test is not played: the scenario's GitLab is https://gitlab.example.com (its key gitlab)",
+		"what the policy says of runners is not played: a scenario's jobs are claimed as soon as they come",
+	}, s.Unplayed())
+}
+
 func TestAWrongScenarioIsToldOfAllThatIsWrong(t *testing.T) {
-	_, err := Read(strings.NewReader(`
-slots: -1
+	_, _, err := Read("s", []byte(`slots: -1
 duration: 0s
-policy: {mode: fastest, nodes: {a: {weight: -1}}}
+policy: {share: fastest, nodes: [{path: a, weight: -1}]}
 projects:
   - {path: /a, length: 1m}
   - {path: b, jobs: 1, backlog: true}
   - {path: c, jobs: 1, length: 1m, class: 9}
+  - {path: D, backlog: true, length: 1m}
+  - {path: d, backlog: true, length: 1m, name: other}
+  - {path: e, every: 1h, length: 1m, start: 2h, stop: 1h}
+  - {path: f, jobs: 1, length: 1m, ref: main, tag: v1}
+  - {path: g, jobs: 1, length: 1m, count: 2}
+  - {path: g-2, jobs: 1, length: 1m}
 `))
 	require.Error(t, err)
 	for _, want := range []string{
-		"slots: -1", "duration: 0s", `policy.mode: "fastest"`, "policy.nodes.a", "projects[0] (/a).path", "projects[0] (/a): write one of",
-		"projects[1] (b).length", "projects[1] (b): write one of", "projects[2] (c): no number may be below 0, and class is at most 7",
+		"s:1:8: slots: -1 is less than 1", "s:2:11: duration: 0s is not between 1ms and", `s:3:17: policy.share: "fastest" is not known; one of fair`,
+		"s:3:52: policy.nodes[0].weight: -1 is less than 1", `s:5:12: projects[0].path: "/a" is no path of a project`,
+		"s:5:5: projects[0]: does not say how many jobs come", "s:6:5: projects[1].length: is missing; say how long",
+		"s:6:5: projects[1]: does not say how many jobs come", "s:7:36: projects[2].class: unknown key",
+		"s:9:5: projects[4]: is a backlog of the project d, which has one already: projects[3]",
+		"s:10:5: projects[5]: stop (1h0m0s) is not after start (2h0m0s)", "s:11:5: projects[6]: has a ref and a tag",
+		"s:13:5: projects[8]: is of the project g-2, like projects[7]",
 	} {
 		require.ErrorContains(t, err, want)
 	}
-	_, err = Read(strings.NewReader("slotz: 1"))
-	require.ErrorContains(t, err, "slotz")
-	_, err = Read(strings.NewReader("slots: 1\nduration: 1000000h\nprojects: [{path: a, every: 1s, length: 1s}]"))
-	require.ErrorContains(t, err, "jobs: 5000000 are allowed")
+	for text, want := range map[string]string{
+		"slotz: 1":                             "s:1:1: slotz: unknown key; did you mean",
+		"slots: 1\nduration: 1h\nprojects: []": "s:1:1: projects: there are none",
+		"slots: 1\nduration: 80000h\nprojects: [{path: a, every: 1s, length: 1s}]":                                                  "s:3:11: projects: have 288000000 jobs: at most 5000000 can be played",
+		"slots: 1\nduration: 1h\nprojects: [{path: a, jobs: 1, length: 1s, count: 9999}, {path: b, jobs: 1, length: 1s, count: 2}]": "projects: are 10001: at most 10000 can be played",
+		strings.Repeat(" ", MaxSize) + "a": "s: it has more than 1024 KiB; use count",
+	} {
+		_, _, err := Read("s", []byte(text))
+		require.ErrorContains(t, err, want)
+	}
 }
 
 func TestJain(t *testing.T) {

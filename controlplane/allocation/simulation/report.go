@@ -22,10 +22,16 @@ func (r *Report) Write(w io.Writer) error {
 	}
 	fmt.Fprintln(w)
 	width := len("PROJECT")
+	ruled := false
 	for _, p := range r.Projects {
-		width = max(width, utf8.RuneCountInString(p.Path))
+		width = max(width, utf8.RuneCountInString(p.label()))
+		ruled = ruled || p.Rule != ""
 	}
-	fmt.Fprintf(out, "%-*s\tWEIGHT\tDUE\tGOT\tSLOT-SECONDS\tJOBS\tLEFT\tWAIT P50\tP95\tMAX\t\n", width, "PROJECT")
+	rank := ""
+	if ruled {
+		rank = "CLASS\tPRIORITY\t"
+	}
+	fmt.Fprintf(out, "%-*s\t%sWEIGHT\tDUE\tGOT\tSLOT-SECONDS\tJOBS\tLEFT\tWAIT P50\tP95\tMAX\t\n", width, "PROJECT", rank)
 	for _, p := range r.Projects {
 		due, left, p50, p95, longest := "-", fmt.Sprint(p.Waiting), "-", "-", "-"
 		switch {
@@ -34,13 +40,24 @@ func (r *Report) Write(w io.Writer) error {
 		case p.Jobs > 0:
 			p50, p95, longest = seconds(p.WaitP50), seconds(p.WaitP95), seconds(p.WaitMax)
 		}
-		fmt.Fprintf(out, "%-*s\t%g\t%s\t%s\t%.0f\t%d\t%s\t%s\t%s\t%s\t\n",
-			width, p.Path, p.Weight, due, percent(p.Share), p.SlotSeconds, p.Jobs, left, p50, p95, longest)
+		if ruled {
+			rank = fmt.Sprintf("%s\t%d\t", p.Class, p.Priority)
+		}
+		fmt.Fprintf(out, "%-*s\t%s%g\t%s\t%s\t%.0f\t%d\t%s\t%s\t%s\t%s\t\n",
+			width, p.label(), rank, p.Weight, due, percent(p.Share), p.SlotSeconds, p.Jobs, left, p50, p95, longest)
 	}
 	if err := out.Flush(); err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil
+}
+
+// label is what the row is called: a project may have several.
+func (p *ProjectReport) label() string {
+	if p.Name == "" {
+		return p.Path
+	}
+	return p.Path + " (" + p.Name + ")"
 }
 
 func some(n int, what string) string {

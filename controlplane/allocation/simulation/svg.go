@@ -12,10 +12,11 @@ import (
 
 // The picture, in pixels.
 const (
-	pictureWidth, pictureHeight = 1000, 460
+	pictureWidth, pictureHeight = 1080, 460
 	plotLeft, plotTop           = 60, 60
 	plotWidth, plotHeight       = 680, 340
 	legendLeft                  = plotLeft + plotWidth + 24
+	legendRight                 = pictureWidth - 20
 	legendRows                  = 12
 )
 
@@ -28,11 +29,12 @@ var colours = [legendRows]string{
 type band struct {
 	name   string
 	colour string
+	share  float64
 	slots  []float64
 }
 
-// WriteSVG draws who had how many slots over the time of the first play. The projects with the most slot-seconds have
-// colours of their own, the others one together.
+// WriteSVG draws who had how many slots over the time of the first play: the mean of each of some parts of the time. The
+// projects with the most slot-seconds have colours of their own, the others one together.
 func (r *Report) WriteSVG(to io.Writer) error {
 	w := bufio.NewWriter(to)
 	fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="12">`+"\n",
@@ -40,12 +42,7 @@ func (r *Report) WriteSVG(to io.Writer) error {
 	fmt.Fprintf(w, "<title>%s</title>\n", html.EscapeString(r.Scenario))
 	fmt.Fprintf(w, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", pictureWidth, pictureHeight)
 	text(w, plotLeft, 24, "start", 16, r.Scenario)
-	caption := fmt.Sprintf("policy %s, %s", r.Mode, some(r.Slots, "slot"))
-	if r.backlogs() > 1 {
-		caption += fmt.Sprintf(", Jain's index %.3f", r.Jain)
-	}
-	text(w, plotLeft, 44, "start", 12, caption)
-	r.axes(w)
+	text(w, plotLeft, 44, "start", 12, r.caption())
 	bands := r.bands()
 	below := make([]float64, columns)
 	for _, b := range bands {
@@ -68,17 +65,32 @@ func (r *Report) WriteSVG(to io.Writer) error {
 		fmt.Fprint(w, "Z\"/>\n")
 		below = top
 	}
+	r.axes(w) // over the bands, which fill the picture
+	text(w, legendLeft, plotTop-16, "start", 12, "project")
+	text(w, legendRight, plotTop-16, "end", 12, "of what was used")
 	for i := range bands {
 		b := bands[len(bands)-1-i] // in the order of the picture, from the top
 		y := plotTop + 22*i
 		fmt.Fprintf(w, `<rect x="%d" y="%d" width="14" height="14" fill="%s"/>`+"\n", legendLeft, y, b.colour)
 		text(w, legendLeft+20, y+12, "start", 12, b.name)
+		text(w, legendRight, y+12, "end", 12, percent(b.share))
 	}
 	fmt.Fprint(w, "</svg>\n")
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write the picture: %w", err)
 	}
 	return nil
+}
+
+func (r *Report) caption() string {
+	caption := fmt.Sprintf("policy %s, %s, %.1f %% in use", r.Mode, some(r.Slots, "slot"), 100*r.Busy)
+	if r.backlogs() > 1 {
+		caption += fmt.Sprintf(", Jain's index %.3f", r.Jain)
+	}
+	if r.Seeds > 1 {
+		caption += fmt.Sprintf("; figures of %d plays, picture of the first", r.Seeds)
+	}
+	return caption
 }
 
 func (r *Report) backlogs() (n int) {
@@ -106,11 +118,12 @@ func (r *Report) bands() []band {
 	named = slices.Sorted(slices.Values(named))
 	bands := make([]band, 0, legendRows)
 	for i, n := range named {
-		bands = append(bands, band{shorten(r.Projects[n].Path), colours[i], r.Timeline[n]})
+		bands = append(bands, band{shorten(r.Projects[n].label()), colours[i], r.Projects[n].Share, r.Timeline[n]})
 	}
 	if rest := order[len(named):]; len(rest) > 0 {
-		others := band{fmt.Sprintf("%d others", len(rest)), colours[legendRows-1], make([]float64, columns)}
+		others := band{name: some(len(rest), "other"), colour: colours[legendRows-1], slots: make([]float64, columns)}
 		for _, n := range rest {
+			others.share += r.Projects[n].Share
 			for c, v := range r.Timeline[n] {
 				others.slots[c] += v
 			}
@@ -139,7 +152,7 @@ func (r *Report) y(slots float64) float64 {
 func (r *Report) axes(w io.Writer) {
 	for _, n := range steps(r.Slots) {
 		y := r.y(float64(n))
-		fmt.Fprintf(w, `<path stroke="#dddddd" d="M%d %.1fH%d"/>`+"\n", plotLeft, y, plotLeft+plotWidth)
+		fmt.Fprintf(w, `<path stroke="#ffffff" stroke-opacity="0.5" stroke-width="0.7" d="M%d %.1fH%d"/>`+"\n", plotLeft, y, plotLeft+plotWidth)
 		text(w, plotLeft-8, int(y)+4, "end", 12, fmt.Sprint(n))
 	}
 	all := time.Duration(r.Hours * float64(time.Hour))
@@ -151,7 +164,8 @@ func (r *Report) axes(w io.Writer) {
 	}
 	fmt.Fprintf(w, `<path stroke="#888888" fill="none" d="M%d %dV%dH%d"/>`+"\n", plotLeft, plotTop, plotTop+plotHeight, plotLeft+plotWidth)
 	text(w, plotLeft+plotWidth/2, plotTop+plotHeight+42, "middle", 12, "time since the start")
-	fmt.Fprintf(w, `<text transform="translate(18 %d) rotate(-90)" text-anchor="middle">slots in use</text>`+"\n", plotTop+plotHeight/2)
+	fmt.Fprintf(w, `<text transform="translate(18 %d) rotate(-90)" text-anchor="middle">slots in use, mean of %s</text>`+"\n",
+		plotTop+plotHeight/2, label((all / columns).Round(time.Second)))
 }
 
 // steps are at most about eight even numbers of slots up to all of them.
