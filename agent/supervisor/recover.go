@@ -108,7 +108,8 @@ func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err erro
 	if err != nil {
 		return fail(err)
 	}
-	if _, err = w.folder.Started(); err != nil && !errors.Is(err, folder.ErrNotStarted) {
+	started, err := w.folder.Started()
+	if err != nil && !errors.Is(err, folder.ErrNotStarted) {
 		return fail(err)
 	}
 	fenced = err == nil
@@ -130,13 +131,19 @@ func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err erro
 		return fail(outcomeErr)
 	case !fenced && !running && !elsewhere:
 		return ledger.Accepted, false, w.again, nil
-	case specErr != nil && !elsewhere: // a host that was restarted may have lost it; see followRemote
-		return fail(specErr)
 	}
-	if elsewhere {
-		if err := w.distrust(given); err != nil {
-			return fail(err)
-		}
+	switch {
+	case elsewhere:
+		err = w.distrust(given)
+	case !running:
+		err = w.survey(started)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	// A host that was restarted may have lost it; see followRemote.
+	if specErr != nil && !elsewhere && !w.powerless {
+		return fail(specErr)
 	}
 	w.config.Traces.Add(w.Intent.Ref(), w.trace)
 	if !running {
@@ -203,10 +210,6 @@ var errBegun = errors.New("its process has just begun")
 // kept: the control plane may have some of it, and a trace never changes. The locks, and that the folder is another one,
 // make sure that no switchyard-job which was on its way can start.
 func (w *work) reset() error {
-	if w.destroy(); w.leave.Err() != nil {
-		return w.leave.Err()
-	}
-	w.env = nil
 	start, err := w.folder.LockStart()
 	if err != nil {
 		return err
@@ -223,6 +226,11 @@ func (w *work) reset() error {
 	if _, err := w.folder.Started(); !errors.Is(err, folder.ErrNotStarted) {
 		return errBegun
 	}
+	// Only now: a process that has begun since the folder was looked at must not be killed.
+	if w.destroy(); w.leave.Err() != nil {
+		return w.leave.Err()
+	}
+	w.env = nil
 	w.close()
 	next, old := filepath.Join(w.dir, nextFolderName), filepath.Join(w.dir, folderName)
 	if err := os.Mkdir(next, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
