@@ -108,8 +108,7 @@ func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err erro
 	if err != nil {
 		return fail(err)
 	}
-	started, err := w.folder.Started()
-	if err != nil && !errors.Is(err, folder.ErrNotStarted) {
+	if _, err = w.folder.Started(); err != nil && !errors.Is(err, folder.ErrNotStarted) {
 		return fail(err)
 	}
 	fenced = err == nil
@@ -131,19 +130,13 @@ func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err erro
 		return fail(outcomeErr)
 	case !fenced && !running && !elsewhere:
 		return ledger.Accepted, false, w.again, nil
-	}
-	switch {
-	case elsewhere:
-		err = w.distrust(given)
-	case !running:
-		err = w.survey(started)
-	}
-	if err != nil {
-		return fail(err)
-	}
-	// A host that was restarted may have lost it; see followRemote.
-	if specErr != nil && !elsewhere && !w.powerless {
+	case specErr != nil && !elsewhere: // a host that was restarted may have lost it; see followRemote
 		return fail(specErr)
+	}
+	if elsewhere {
+		if err := w.distrust(given); err != nil {
+			return fail(err)
+		}
 	}
 	w.config.Traces.Add(w.Intent.Ref(), w.trace)
 	if !running {
