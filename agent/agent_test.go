@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/switchyard-ci/switchyard/agent"
 	"github.com/switchyard-ci/switchyard/agent/internal/fakefleet"
@@ -227,6 +229,13 @@ func TestOffersThatAreRefused(t *testing.T) {
 	fresh := ledger.Ref{Job: 4, Epoch: 1}
 	s.Offer(fresh)
 	require.Contains(t, s.Refused(fresh), "maintenance")
+
+	s.End(status.Error(codes.Unavailable, "come back"))
+	s = f.Next()
+	require.False(t, s.Hello.GetDraining(), "a Drain holds for its session")
+	s.Welcome(period, forever, s.Keep(one))
+	s.Offer(fresh)
+	s.Accepted(fresh)
 }
 
 func TestAnOfferToASlotThatIsBeingCleared(t *testing.T) {

@@ -69,6 +69,7 @@ func (l *loop) opened(d dialed) {
 		return
 	}
 	l.link = d.link
+	l.drained = "" // a Drain holds for its session
 	l.session = &session{began: time.Now(), pings: make(map[uint64]time.Time), offers: make(map[ledger.Ref]supervisor.Intent)}
 	l.tick.Reset(welcomePatience)
 	l.link.send(&fleetv1.SessionRequest{Message: &fleetv1.SessionRequest_Hello{Hello: l.hello()}})
@@ -222,7 +223,6 @@ func (l *loop) welcome(w *fleetv1.Welcome) {
 	l.silence.Reset(2 * s.period)
 	l.log.Info("connected", "server", l.config.Server, "agent", w.GetAgentName(), "session", w.GetSessionId(), "jobs", l.ledger.Len())
 	l.told = told{}
-	l.drained = ""
 	if !l.leaving {
 		l.ledger.Drain("")
 	}

@@ -69,6 +69,7 @@ type Server struct {
 	pollers   []*polling.Poller
 	clients   *clients
 	sharing   sharing
+	drains    drains
 	grpc      *grpc.Server
 }
 
@@ -122,8 +123,12 @@ func (s *Server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.drains.store = s.store
+	if err := s.drains.open(ctx, func(id string) bool { _, ok := s.authority.Agent(id); return ok }); err != nil {
+		return err
+	}
 	s.dispatch, err = dispatch.New(dispatch.Config{
-		Policy: rules, Shares: s.sharing.shares.Body, Usage: s.sharing.usage.Body,
+		Policy: rules, Shares: s.sharing.shares.Body, Usage: s.sharing.usage.Body, Drained: s.drains.reasons(),
 		Store: s.store, Runners: runners, Identity: s.identity, AgentName: s.agentName, Retired: s.clients.retired,
 		PingPeriod: s.cfg.PingPeriod, StopAfter: s.cfg.StopAfter, LostAfter: s.cfg.LostAfter, Logger: s.log,
 	})

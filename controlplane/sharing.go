@@ -43,7 +43,7 @@ type sharing struct {
 func (s *sharing) open(ctx context.Context) (*policy.Policy, error) {
 	for name, d := range map[string]*store.Document{policyDocument: &s.policy, sharesDocument: &s.shares, usageDocument: &s.usage} {
 		var err error
-		if *d, err = s.load(ctx, name); err != nil {
+		if *d, err = loadDocument(ctx, s.store, name); err != nil {
 			return nil, err
 		}
 	}
@@ -57,8 +57,9 @@ func (s *sharing) open(ctx context.Context) (*policy.Policy, error) {
 	return p, nil
 }
 
-func (s *sharing) load(ctx context.Context, name string) (store.Document, error) {
-	d, err := s.store.Document(ctx, name)
+// loadDocument returns a document of the store; one that is not there has the version 0.
+func loadDocument(ctx context.Context, s store.Documents, name string) (store.Document, error) {
+	d, err := s.Document(ctx, name)
 	if errors.Is(err, store.ErrNotFound) {
 		return store.Document{Name: name}, nil
 	}
@@ -140,6 +141,11 @@ func (s *Server) strangers(name string, p *policy.Policy) []yamlform.Problem {
 // Audit implements admin.Policies.
 func (s *Server) Audit(ctx context.Context, before int64, limit int) ([]store.AuditEntry, error) {
 	return s.store.Audit(ctx, before, limit)
+}
+
+// Record implements admin.Policies.
+func (s *Server) Record(ctx context.Context, e store.AuditEntry) error {
+	return s.store.AppendAudit(ctx, e)
 }
 
 // saveShares writes the accounts down now and then, and once more when ctx ends.

@@ -25,7 +25,9 @@ type agentsCmd struct {
 	List  agentsListCmd  `cmd:"" help:"List the fleet's agents."`
 	Token agentsTokenCmd `cmd:"" help:"Print a token with which agents may join."`
 
-	Remove agentsRemoveCmd `cmd:"" help:"Put an agent out of the fleet."`
+	Drain   agentsDrainCmd   `cmd:"" help:"Give an agent no new jobs; those that it has go on."`
+	Undrain agentsUndrainCmd `cmd:"" help:"Give an agent jobs again that was drained."`
+	Remove  agentsRemoveCmd  `cmd:"" help:"Put an agent out of the fleet."`
 }
 
 type jobsCmd struct {
@@ -72,7 +74,7 @@ func (c *agentsTokenCmd) Run(ctx context.Context, std streams) error {
 		return usageError(fmt.Errorf("--uses is %d and --ttl is %s: both must be more than zero", c.Uses, c.TTL))
 	}
 	answer, err := ask(ctx, c.configFlag, std, func(ctx context.Context, a adminv1.AdminServiceClient) (*adminv1.CreateJoinTokenResponse, error) {
-		return a.CreateJoinToken(ctx, &adminv1.CreateJoinTokenRequest{Uses: c.Uses, Ttl: durationpb.New(c.TTL)})
+		return a.CreateJoinToken(ctx, &adminv1.CreateJoinTokenRequest{Uses: c.Uses, Ttl: durationpb.New(c.TTL), Actor: actor()})
 	})
 	if err != nil {
 		return err
@@ -140,6 +142,50 @@ func (c *agentsListCmd) Run(ctx context.Context, std streams) error {
 	})
 }
 
+type agentsDrainCmd struct {
+	configFlag
+	Name   string `arg:"" help:"The agent's name, or its id."`
+	Reason string `placeholder:"TEXT" help:"Why, for those who look at it: agents list -o json, audit, and the agent's log."`
+}
+
+// Help is shown by --help.
+func (agentsDrainCmd) Help() string {
+	return `It gets no new jobs until switchyard agents undrain; those that it has begun go on to their end. This holds when the agent
+or the control plane is restarted, and for an agent that is away. When switchyard agents list shows no jobs of it any more,
+its host can be worked on.`
+}
+
+func (c *agentsDrainCmd) Run(ctx context.Context, std streams) error {
+	answer, err := ask(ctx, c.configFlag, std, func(ctx context.Context, a adminv1.AdminServiceClient) (*adminv1.DrainAgentResponse, error) {
+		return a.DrainAgent(ctx, &adminv1.DrainAgentRequest{Name: c.Name, Reason: c.Reason, Actor: actor()})
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(std.out, "%s gets no new jobs; jobs that it still has: %d\n", c.Name, answer.GetJobs())
+	return nil
+}
+
+type agentsUndrainCmd struct {
+	configFlag
+	Name string `arg:"" help:"The agent's name, or its id."`
+}
+
+func (c *agentsUndrainCmd) Run(ctx context.Context, std streams) error {
+	answer, err := ask(ctx, c.configFlag, std, func(ctx context.Context, a adminv1.AdminServiceClient) (*adminv1.UndrainAgentResponse, error) {
+		return a.UndrainAgent(ctx, &adminv1.UndrainAgentRequest{Name: c.Name, Actor: actor()})
+	})
+	switch {
+	case err != nil:
+		return err
+	case answer.GetWasDrained():
+		fmt.Fprintf(std.out, "%s gets jobs again\n", c.Name)
+	default:
+		fmt.Fprintf(std.out, "%s was not drained\n", c.Name)
+	}
+	return nil
+}
+
 type agentsRemoveCmd struct {
 	configFlag
 	Name string `arg:"" help:"The agent's name, or its id."`
@@ -154,7 +200,7 @@ and give it a new token.`
 
 func (c *agentsRemoveCmd) Run(ctx context.Context, std streams) error {
 	answer, err := ask(ctx, c.configFlag, std, func(ctx context.Context, a adminv1.AdminServiceClient) (*adminv1.RemoveAgentResponse, error) {
-		return a.RemoveAgent(ctx, &adminv1.RemoveAgentRequest{Name: c.Name})
+		return a.RemoveAgent(ctx, &adminv1.RemoveAgentRequest{Name: c.Name, Actor: actor()})
 	})
 	if err != nil {
 		return err

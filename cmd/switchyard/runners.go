@@ -79,7 +79,7 @@ FF_DISABLE_AUTOMATIC_TOKEN_ROTATION is on. If somebody may have seen a token, th
 
 func (c *runnersRotateCmd) Run(ctx context.Context, std streams) error {
 	answer, err := ask(ctx, c.configFlag, std, func(ctx context.Context, a adminv1.AdminServiceClient) (*adminv1.RotateRunnerTokenResponse, error) {
-		return a.RotateRunnerToken(ctx, &adminv1.RotateRunnerTokenRequest{Runner: c.Name})
+		return a.RotateRunnerToken(ctx, &adminv1.RotateRunnerTokenRequest{Runner: c.Name, Actor: actor()})
 	})
 	if err != nil {
 		return err

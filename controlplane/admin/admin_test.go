@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -71,6 +72,7 @@ func (members) NewJoinToken(context.Context, int, time.Duration) (jointoken.Toke
 // runners are those of a control plane.
 type runners struct {
 	policies
+	*drains
 	list   []admin.RunnerStatus
 	rotate func(ctx context.Context, runner string) error
 }
@@ -84,6 +86,7 @@ type controlPlane struct {
 	store *sqlite.Store
 	ca    *enrollment.CA
 	log   *bytes.Buffer // read it after stop
+	audit *[]store.AuditEntry
 	stop  func()
 }
 
@@ -97,8 +100,8 @@ func start(t *testing.T, folder string) *controlPlane {
 	require.NoError(t, err)
 	authority, err := enrollment.New(t.Context(), ca, s, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	log := new(bytes.Buffer)
-	return &controlPlane{store: s, ca: ca, log: log, stop: serve(t, folder, authority, fleet{}, runners{}, slog.New(slog.NewTextHandler(log, nil)))}
+	log, audit := new(bytes.Buffer), new([]store.AuditEntry)
+	return &controlPlane{store: s, ca: ca, log: log, audit: audit, stop: serve(t, folder, authority, fleet{}, runners{policies: policies{audit}}, slog.New(slog.NewTextHandler(log, nil)))}
 }
 
 // serve serves until stop is called or the test ends.
@@ -136,7 +139,7 @@ func TestJoinTokens(t *testing.T) {
 	plain, err := client.CreateJoinToken(t.Context(), &adminv1.CreateJoinTokenRequest{})
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now().Add(time.Hour), plain.GetExpiresAt().AsTime(), time.Minute)
-	many, err := client.CreateJoinToken(t.Context(), &adminv1.CreateJoinTokenRequest{Uses: 3, Ttl: durationpb.New(24 * time.Hour)})
+	many, err := client.CreateJoinToken(t.Context(), &adminv1.CreateJoinTokenRequest{Uses: 3, Ttl: durationpb.New(24 * time.Hour), Actor: "ada"})
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now().Add(24*time.Hour), many.GetExpiresAt().AsTime(), time.Minute)
 
@@ -162,11 +165,19 @@ func TestJoinTokens(t *testing.T) {
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 	require.ErrorContains(t, err, "ttl")
 
+	require.Len(t, *cp.audit, 2)
+	for i, want := range []struct{ actor, detail string }{{"unknown", "uses: 1, "}, {"ada", "uses: 3, expires: 20"}} {
+		e := (*cp.audit)[i]
+		require.Equal(t, []string{want.actor, "join_token.make"}, []string{e.Actor, e.Action})
+		require.Contains(t, e.Detail, want.detail)
+	}
+
 	cp.stop()
 	require.Contains(t, cp.log.String(), "join token made")
+	written := cp.log.String() + fmt.Sprint(*cp.audit)
 	secret := plain.GetToken()[strings.LastIndexByte(plain.GetToken(), '-')+1:]
-	require.NotContains(t, cp.log.String(), secret)
-	require.NotContains(t, cp.log.String(), secret[:8])
+	require.NotContains(t, written, secret)
+	require.NotContains(t, written, secret[:8])
 }
 
 func TestLists(t *testing.T) {

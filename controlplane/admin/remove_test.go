@@ -42,7 +42,8 @@ func TestRemoveAgent(t *testing.T) {
 	if authority, err = enrollment.New(t.Context(), ca, s, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	stop := serve(t, folder, authority, fleet{jobs: []dispatch.JobSnapshot{{Agent: ids["one"]}, {Agent: ids["one"]}, {Agent: ids["two"]}}}, runners{}, slog.New(slog.DiscardHandler))
+	var audit []store.AuditEntry
+	stop := serve(t, folder, authority, fleet{jobs: []dispatch.JobSnapshot{{Agent: ids["one"]}, {Agent: ids["one"]}, {Agent: ids["two"]}}}, runners{policies: policies{&audit}}, slog.New(slog.DiscardHandler))
 	defer stop()
 	client := dial(t, folder)
 
@@ -52,7 +53,7 @@ func TestRemoveAgent(t *testing.T) {
 	_, err = client.RemoveAgent(t.Context(), &adminv1.RemoveAgentRequest{})
 	require.Equal(t, codes.InvalidArgument, status.Code(err))
 
-	answer, err := client.RemoveAgent(t.Context(), &adminv1.RemoveAgentRequest{Name: "one"})
+	answer, err := client.RemoveAgent(t.Context(), &adminv1.RemoveAgentRequest{Name: "one", Actor: "ada"})
 	require.NoError(t, err)
 	require.EqualValues(t, 2, answer.GetLostJobs())
 	_, member := authority.Agent(ids["one"])
@@ -63,4 +64,7 @@ func TestRemoveAgent(t *testing.T) {
 	stored, err := s.Agent(t.Context(), ids["two"])
 	require.NoError(t, err)
 	require.True(t, stored.Removed)
+	require.Len(t, audit, 2)
+	require.Equal(t, []string{"ada", "agent.remove", "one", "id " + ids["one"] + ", lost jobs: 2"}, []string{audit[0].Actor, audit[0].Action, audit[0].Subject, audit[0].Detail})
+	require.Equal(t, "unknown", audit[1].Actor)
 }

@@ -69,7 +69,7 @@ func (s *service) RotateRunnerToken(ctx context.Context, req *adminv1.RotateRunn
 		return nil, status.Error(codes.FailedPrecondition, text)
 	}
 	s.log.InfoContext(ctx, "a runner's token was replaced as asked for", slog.String("runner", name))
-	return response, nil
+	return response, s.record(ctx, req.GetActor(), "runner_token.rotate", name, "")
 }
 
 func runnerMessage(r RunnerStatus) *adminv1.Runner {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/switchyard-ci/switchyard/controlplane/admin"
 	"github.com/switchyard-ci/switchyard/controlplane/polling"
+	"github.com/switchyard-ci/switchyard/controlplane/store"
 	"github.com/switchyard-ci/switchyard/controlplane/tokens"
 	adminv1 "github.com/switchyard-ci/switchyard/gen/switchyard/admin/v1"
 )
@@ -71,7 +72,8 @@ func TestRotateRunnerToken(t *testing.T) {
 		{Polling: polling.Status{Runner: "bad"}, Token: tokens.Status{Problem: "403; do this"}},
 		{Polling: polling.Status{Runner: "odd"}},
 	}
-	stop := serve(t, folder, members{}, fleet{}, runners{list: list, rotate: func(ctx context.Context, runner string) error {
+	var audit []store.AuditEntry
+	stop := serve(t, folder, members{}, fleet{}, runners{list: list, policies: policies{&audit}, rotate: func(ctx context.Context, runner string) error {
 		switch runner {
 		case "good":
 			return nil
@@ -86,7 +88,7 @@ func TestRotateRunnerToken(t *testing.T) {
 	}}, slog.New(slog.NewTextHandler(log, nil)))
 	client := dial(t, folder)
 	rotate := func(ctx context.Context, runner string) (*adminv1.RunnerToken, error) {
-		answer, err := client.RotateRunnerToken(ctx, &adminv1.RotateRunnerTokenRequest{Runner: runner})
+		answer, err := client.RotateRunnerToken(ctx, &adminv1.RotateRunnerTokenRequest{Runner: runner, Actor: "ada"})
 		return answer.GetToken(), err
 	}
 	token, err := rotate(t.Context(), "good")
@@ -114,4 +116,6 @@ func TestRotateRunnerToken(t *testing.T) {
 	require.Equal(t, codes.Canceled, status.Code(err))
 	stop()
 	require.Equal(t, 1, bytes.Count(log.Bytes(), []byte("as asked for")))
+	require.Len(t, audit, 1)
+	require.Equal(t, []string{"ada", "runner_token.rotate", "good"}, []string{audit[0].Actor, audit[0].Action, audit[0].Subject})
 }

@@ -5,8 +5,8 @@ package admin
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -52,6 +52,7 @@ type Fleet interface {
 type Plane interface {
 	Runners
 	Policies
+	Drains
 }
 
 // NewServer makes a server for AdminService. It asks nobody who he is: serve it on a listener of Listen only.
@@ -60,7 +61,7 @@ func NewServer(members Members, fleet Fleet, plane Plane, log *slog.Logger) (*gr
 	if err != nil {
 		return nil, err
 	}
-	adminv1.RegisterAdminServiceServer(server, &service{members: members, fleet: fleet, sharing: fleet, runners: plane, policies: plane, log: log})
+	adminv1.RegisterAdminServiceServer(server, &service{members: members, fleet: fleet, sharing: fleet, runners: plane, policies: plane, drains: plane, log: log})
 	return server, nil
 }
 
@@ -72,6 +73,7 @@ type service struct {
 	sharing  Sharing
 	runners  Runners
 	policies Policies
+	drains   Drains
 	log      *slog.Logger
 }
 
@@ -82,43 +84,12 @@ func (s *service) CreateJoinToken(ctx context.Context, req *adminv1.CreateJoinTo
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
+	detail := fmt.Sprintf("uses: %d, expires: %s", stored.Uses, stored.ExpiresAt.UTC().Format(time.RFC3339))
+	if err := s.record(ctx, req.GetActor(), "join_token.make", stored.ID, detail); err != nil {
+		return nil, err
+	}
 	s.log.InfoContext(ctx, "join token made", slog.String("join_token", stored.ID), slog.Int("uses", stored.Uses), slog.Time("expires", stored.ExpiresAt))
 	return &adminv1.CreateJoinTokenResponse{Token: token.String(), ExpiresAt: timestamppb.New(stored.ExpiresAt)}, nil
-}
-
-// ListAgents lists the members, also those that were not seen since the start, ordered by name.
-func (s *service) ListAgents(context.Context, *adminv1.ListAgentsRequest) (*adminv1.ListAgentsResponse, error) {
-	agents := map[string]*adminv1.Agent{}
-	for _, member := range s.members.Agents() {
-		agents[member.ID] = &adminv1.Agent{Id: member.ID, Name: member.Name}
-	}
-	for _, a := range s.fleet.Agents() {
-		agents[a.ID] = &adminv1.Agent{
-			Id: a.ID, Name: a.Name, Online: a.Online, LastSeen: timestamp(a.LastSeen), Slots: uint32(a.Slots), UsedSlots: uint32(a.UsedSlots),
-			Labels: a.Labels, Executors: a.Executors, Version: a.Version, Draining: a.Draining,
-		}
-	}
-	response := new(adminv1.ListAgentsResponse)
-	for _, a := range agents {
-		response.Agents = append(response.Agents, a)
-	}
-	slices.SortFunc(response.Agents, func(a, b *adminv1.Agent) int {
-		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetId(), b.GetId()))
-	})
-	return response, nil
-}
-
-// RemoveAgent removes a member by its name or id.
-func (s *service) RemoveAgent(ctx context.Context, req *adminv1.RemoveAgentRequest) (*adminv1.RemoveAgentResponse, error) {
-	members := s.members.Agents()
-	i := slices.IndexFunc(members, func(a store.Agent) bool { return a.Name == req.GetName() || a.ID == req.GetName() })
-	if i < 0 {
-		return nil, status.Errorf(codes.NotFound, "there is no agent %q in the fleet; `switchyard agents list` shows those that are", req.GetName())
-	}
-	if err := s.members.Remove(ctx, members[i].ID); err != nil {
-		return nil, status.Errorf(codes.Internal, "remove agent %s: %v", members[i].Name, err)
-	}
-	return &adminv1.RemoveAgentResponse{LostJobs: uint32(s.fleet.RemoveAgent(members[i].ID))}, nil
 }
 
 func (s *service) ListJobs(context.Context, *adminv1.ListJobsRequest) (*adminv1.ListJobsResponse, error) {

@@ -41,6 +41,8 @@ type Policies interface {
 	// Audit returns who changed what, the newest first: at most limit entries older than the one with the ID before (0: from
 	// the newest).
 	Audit(ctx context.Context, before int64, limit int) ([]store.AuditEntry, error)
+	// Record appends an entry to the audit log.
+	Record(ctx context.Context, e store.AuditEntry) error
 }
 
 // Sharing knows who is served next and why. *dispatch.Dispatcher is one.

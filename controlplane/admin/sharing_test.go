@@ -4,6 +4,7 @@ package admin_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -62,8 +63,8 @@ func (sharing) ExplainProject(gitlab, path string) (dispatch.Explanation, error)
 
 func (s sharing) Usage() []dispatch.UsageRow { return s.rows }
 
-// policies is a Policies that takes every text but one.
-type policies struct{}
+// policies is a Policies that takes every text but one, and keeps what is recorded.
+type policies struct{ recorded *[]store.AuditEntry }
 
 func (policies) Policy() admin.Policy {
 	return admin.Policy{Text: "share: fair", Version: 3, AppliedBy: "ada"}
@@ -82,6 +83,16 @@ func (policies) ApplyPolicy(_ context.Context, name, text, actor string, check b
 
 func (policies) Audit(_ context.Context, before int64, limit int) ([]store.AuditEntry, error) {
 	return []store.AuditEntry{{ID: before - 1, At: time.Unix(2, 0), Actor: "ada", Action: "policy.apply", Subject: "policy", Detail: fmt.Sprint(limit)}}, nil
+}
+
+var errNoAudit = errors.New("the disk is full")
+
+func (p policies) Record(_ context.Context, e store.AuditEntry) error {
+	if p.recorded == nil {
+		return errNoAudit
+	}
+	*p.recorded = append(*p.recorded, e)
+	return nil
 }
 
 func TestPolicies(t *testing.T) {

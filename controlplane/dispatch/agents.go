@@ -24,7 +24,8 @@ type agent struct {
 	labels    map[string]string
 	executors map[string]executor
 	slots     int
-	draining  bool
+	draining  bool // it says so itself
+	drained   bool // by DrainAgent
 
 	session       *session // nil while it is away
 	lastSeen      time.Time
@@ -42,6 +43,7 @@ func (d *Dispatcher) agentLocked(id, name string) *agent {
 	a := d.agents[id]
 	if a == nil {
 		a = &agent{id: id, leases: make(map[*lease]struct{}), jobs: make(map[int64]*job)}
+		_, a.drained = d.drained[id]
 		d.agents[id] = a
 	}
 	a.name = name
@@ -71,6 +73,9 @@ func (d *Dispatcher) attachLocked(a *agent, s *session, h *fleetv1.Hello) {
 		}
 	}
 	s.send(&fleetv1.SessionResponse{Message: &fleetv1.SessionResponse_Welcome{Welcome: w}})
+	if a.drained {
+		a.sendDrain(d.drained[a.id])
+	}
 	d.joinPoolsLocked(a)
 	for _, j := range slices.Collect(maps.Values(a.jobs)) {
 		if j.mayBeElsewhere(a.hostID) && listed[j.row.ID] == "" {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -57,6 +58,8 @@ type Config struct {
 	Shares []byte
 	// Usage is what Dispatcher.UsageSnapshot returned last; nil if there is nothing.
 	Usage []byte
+	// Drained are the agents that were drained before the start, by id: why. DrainAgent and UndrainAgent change it.
+	Drained map[string]string
 
 	// ComeBack is what agents are told to wait when the control plane stops.
 	ComeBack time.Duration
@@ -130,6 +133,8 @@ type Dispatcher struct {
 	awaited map[string][]*job
 	known   map[allocation.JobKey]*job // the same
 
+	drained map[string]string // why, by agent
+
 	policy  *policy.Policy
 	shares  *allocation.Scheduler
 	book    *usage.Book
@@ -169,6 +174,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		agents:  make(map[string]*agent),
 		jobs:    make(map[int64]*job),
 		known:   make(map[allocation.JobKey]*job),
+		drained: make(map[string]string),
 		policy:  cfg.Policy,
 		book:    usage.New(),
 		stalled: make(map[*runner]struct{}),
@@ -176,6 +182,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		awaited:   make(map[string][]*job),
 		inserting: make(map[gitLabJob]bool),
 	}
+	maps.Copy(d.drained, cfg.Drained)
 	if d.policy == nil {
 		d.policy = policy.Default()
 	}
@@ -334,7 +341,7 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 	}
 	if l := j.lease; l != nil {
 		j.life.slot, j.life.agent = true, l.agent.id
-		j.life.online = l.agent.session != nil && !l.agent.draining
+		j.life.online = l.agent.takesJobs()
 	}
 	d.enterLocked(j)
 	d.applyLocked(j, event{kind: evBegin})

@@ -14,7 +14,8 @@ import (
 // AgentStatus is a snapshot of one agent.
 type AgentStatus struct {
 	ID, Name, Version string
-	Online, Draining  bool
+	Online            bool
+	Draining          bool // it takes no new jobs, by itself or by DrainAgent
 	LastSeen          time.Time
 	Slots, UsedSlots  int
 	Labels            map[string]string
@@ -28,7 +29,7 @@ func (d *Dispatcher) Agents() []AgentStatus {
 	all := make([]AgentStatus, 0, len(d.agents))
 	for _, a := range d.agents {
 		s := AgentStatus{
-			ID: a.id, Name: a.name, Version: a.version, Online: a.session != nil, Draining: a.draining, LastSeen: a.lastSeen,
+			ID: a.id, Name: a.name, Version: a.version, Online: a.session != nil, Draining: a.draining || a.drained, LastSeen: a.lastSeen,
 			Slots: a.slots, UsedSlots: len(a.leases), Labels: a.labels, Executors: slices.Sorted(maps.Keys(a.executors)),
 		}
 		if a.session != nil {

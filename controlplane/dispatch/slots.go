@@ -330,7 +330,7 @@ func (d *Dispatcher) roomLocked(a *agent) {
 
 // free is the number of slots that may be handed out: none while the agent is away or drains.
 func (a *agent) free() int {
-	if a.session == nil || a.draining {
+	if !a.takesJobs() {
 		return 0
 	}
 	return a.slots - len(a.leases)

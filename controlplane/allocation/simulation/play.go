@@ -218,10 +218,11 @@ func newGame(s *Scenario, seed uint64) (*game, error) {
 			if p.rank, err = s.Policy.Rank(facts); err != nil {
 				return nil, fmt.Errorf("ask the policy's rules about jobs of %s: %w", path, err)
 			}
-			granted := false
-			if p.class, granted = s.Policy.Class(p.rank.Class, s.GitLab, path); !granted {
+			class, granted := s.Policy.Class(p.rank.Class, s.GitLab, path)
+			if !granted {
 				p.rank.Class = policy.ClassNormal
 			}
+			p.class = class
 			g.projects = append(g.projects, p)
 		}
 	}

@@ -29,7 +29,9 @@ type CreateJoinTokenRequest struct {
 	// How many agents may enrol with it; 0 means 1.
 	Uses uint32 `protobuf:"varint,1,opt,name=uses,proto3" json:"uses,omitempty"`
 	// 0 means one hour.
-	Ttl           *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// Who asks, for the audit log.
+	Actor         string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -76,6 +78,13 @@ func (x *CreateJoinTokenRequest) GetTtl() *durationpb.Duration {
 		return x.Ttl
 	}
 	return nil
+}
+
+func (x *CreateJoinTokenRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
 }
 
 type CreateJoinTokenResponse struct {
@@ -211,17 +220,22 @@ func (x *ListAgentsResponse) GetAgents() []*Agent {
 }
 
 type Agent struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Online        bool                   `protobuf:"varint,3,opt,name=online,proto3" json:"online,omitempty"`
-	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
-	Slots         uint32                 `protobuf:"varint,5,opt,name=slots,proto3" json:"slots,omitempty"`
-	UsedSlots     uint32                 `protobuf:"varint,6,opt,name=used_slots,json=usedSlots,proto3" json:"used_slots,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Executors     []string               `protobuf:"bytes,8,rep,name=executors,proto3" json:"executors,omitempty"`
-	Version       string                 `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
-	Draining      bool                   `protobuf:"varint,10,opt,name=draining,proto3" json:"draining,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Online    bool                   `protobuf:"varint,3,opt,name=online,proto3" json:"online,omitempty"`
+	LastSeen  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Slots     uint32                 `protobuf:"varint,5,opt,name=slots,proto3" json:"slots,omitempty"`
+	UsedSlots uint32                 `protobuf:"varint,6,opt,name=used_slots,json=usedSlots,proto3" json:"used_slots,omitempty"`
+	Labels    map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Executors []string               `protobuf:"bytes,8,rep,name=executors,proto3" json:"executors,omitempty"`
+	Version   string                 `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	// It takes no new jobs: it says so itself, or it was drained.
+	Draining bool `protobuf:"varint,10,opt,name=draining,proto3" json:"draining,omitempty"`
+	// By DrainAgent: why (may be empty), who did it and when. Without it drained_at is not set.
+	DrainReason   string                 `protobuf:"bytes,11,opt,name=drain_reason,json=drainReason,proto3" json:"drain_reason,omitempty"`
+	DrainedBy     string                 `protobuf:"bytes,12,opt,name=drained_by,json=drainedBy,proto3" json:"drained_by,omitempty"`
+	DrainedAt     *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=drained_at,json=drainedAt,proto3" json:"drained_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -326,10 +340,33 @@ func (x *Agent) GetDraining() bool {
 	return false
 }
 
+func (x *Agent) GetDrainReason() string {
+	if x != nil {
+		return x.DrainReason
+	}
+	return ""
+}
+
+func (x *Agent) GetDrainedBy() string {
+	if x != nil {
+		return x.DrainedBy
+	}
+	return ""
+}
+
+func (x *Agent) GetDrainedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DrainedAt
+	}
+	return nil
+}
+
 type RemoveAgentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The agent's name or its id.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Who asks, for the audit log.
+	Actor         string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -367,6 +404,13 @@ func (*RemoveAgentRequest) Descriptor() ([]byte, []int) {
 func (x *RemoveAgentRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveAgentRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
 	}
 	return ""
 }
@@ -416,6 +460,213 @@ func (x *RemoveAgentResponse) GetLostJobs() uint32 {
 	return 0
 }
 
+type DrainAgentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The agent's name or its id.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// For people; may be empty.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who asks, for the audit log.
+	Actor         string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainAgentRequest) Reset() {
+	*x = DrainAgentRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainAgentRequest) ProtoMessage() {}
+
+func (x *DrainAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainAgentRequest.ProtoReflect.Descriptor instead.
+func (*DrainAgentRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DrainAgentRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DrainAgentRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DrainAgentRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type DrainAgentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Jobs that the agent still has.
+	Jobs          uint32 `protobuf:"varint,1,opt,name=jobs,proto3" json:"jobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainAgentResponse) Reset() {
+	*x = DrainAgentResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainAgentResponse) ProtoMessage() {}
+
+func (x *DrainAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainAgentResponse.ProtoReflect.Descriptor instead.
+func (*DrainAgentResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DrainAgentResponse) GetJobs() uint32 {
+	if x != nil {
+		return x.Jobs
+	}
+	return 0
+}
+
+type UndrainAgentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The agent's name or its id.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Who asks, for the audit log.
+	Actor         string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainAgentRequest) Reset() {
+	*x = UndrainAgentRequest{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainAgentRequest) ProtoMessage() {}
+
+func (x *UndrainAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainAgentRequest.ProtoReflect.Descriptor instead.
+func (*UndrainAgentRequest) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UndrainAgentRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UndrainAgentRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type UndrainAgentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False: it was not drained, and nothing has changed.
+	WasDrained    bool `protobuf:"varint,1,opt,name=was_drained,json=wasDrained,proto3" json:"was_drained,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainAgentResponse) Reset() {
+	*x = UndrainAgentResponse{}
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainAgentResponse) ProtoMessage() {}
+
+func (x *UndrainAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainAgentResponse.ProtoReflect.Descriptor instead.
+func (*UndrainAgentResponse) Descriptor() ([]byte, []int) {
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UndrainAgentResponse) GetWasDrained() bool {
+	if x != nil {
+		return x.WasDrained
+	}
+	return false
+}
+
 type ListJobsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -424,7 +675,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -436,7 +687,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -449,7 +700,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 type ListJobsResponse struct {
@@ -461,7 +712,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +724,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +737,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -517,7 +768,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +780,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +793,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Job) GetJob() int64 {
@@ -637,7 +888,7 @@ type ListRunnersRequest struct {
 
 func (x *ListRunnersRequest) Reset() {
 	*x = ListRunnersRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +900,7 @@ func (x *ListRunnersRequest) String() string {
 func (*ListRunnersRequest) ProtoMessage() {}
 
 func (x *ListRunnersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +913,7 @@ func (x *ListRunnersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunnersRequest.ProtoReflect.Descriptor instead.
 func (*ListRunnersRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 type ListRunnersResponse struct {
@@ -674,7 +925,7 @@ type ListRunnersResponse struct {
 
 func (x *ListRunnersResponse) Reset() {
 	*x = ListRunnersResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +937,7 @@ func (x *ListRunnersResponse) String() string {
 func (*ListRunnersResponse) ProtoMessage() {}
 
 func (x *ListRunnersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +950,7 @@ func (x *ListRunnersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunnersResponse.ProtoReflect.Descriptor instead.
 func (*ListRunnersResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListRunnersResponse) GetRunners() []*Runner {
@@ -748,7 +999,7 @@ type Runner struct {
 
 func (x *Runner) Reset() {
 	*x = Runner{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +1011,7 @@ func (x *Runner) String() string {
 func (*Runner) ProtoMessage() {}
 
 func (x *Runner) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +1024,7 @@ func (x *Runner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Runner.ProtoReflect.Descriptor instead.
 func (*Runner) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Runner) GetName() string {
@@ -930,7 +1181,7 @@ type RunnerCounters struct {
 
 func (x *RunnerCounters) Reset() {
 	*x = RunnerCounters{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1193,7 @@ func (x *RunnerCounters) String() string {
 func (*RunnerCounters) ProtoMessage() {}
 
 func (x *RunnerCounters) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1206,7 @@ func (x *RunnerCounters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerCounters.ProtoReflect.Descriptor instead.
 func (*RunnerCounters) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RunnerCounters) GetClaims() uint64 {
@@ -1043,7 +1294,7 @@ type RunnerToken struct {
 
 func (x *RunnerToken) Reset() {
 	*x = RunnerToken{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1306,7 @@ func (x *RunnerToken) String() string {
 func (*RunnerToken) ProtoMessage() {}
 
 func (x *RunnerToken) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1319,7 @@ func (x *RunnerToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerToken.ProtoReflect.Descriptor instead.
 func (*RunnerToken) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RunnerToken) GetShort() string {
@@ -1121,15 +1372,17 @@ func (x *RunnerToken) GetProblem() string {
 }
 
 type RotateRunnerTokenRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Runner        string                 `protobuf:"bytes,1,opt,name=runner,proto3" json:"runner,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Runner string                 `protobuf:"bytes,1,opt,name=runner,proto3" json:"runner,omitempty"`
+	// Who asks, for the audit log.
+	Actor         string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RotateRunnerTokenRequest) Reset() {
 	*x = RotateRunnerTokenRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1394,7 @@ func (x *RotateRunnerTokenRequest) String() string {
 func (*RotateRunnerTokenRequest) ProtoMessage() {}
 
 func (x *RotateRunnerTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,12 +1407,19 @@ func (x *RotateRunnerTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRunnerTokenRequest.ProtoReflect.Descriptor instead.
 func (*RotateRunnerTokenRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RotateRunnerTokenRequest) GetRunner() string {
 	if x != nil {
 		return x.Runner
+	}
+	return ""
+}
+
+func (x *RotateRunnerTokenRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
 	}
 	return ""
 }
@@ -1173,7 +1433,7 @@ type RotateRunnerTokenResponse struct {
 
 func (x *RotateRunnerTokenResponse) Reset() {
 	*x = RotateRunnerTokenResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1445,7 @@ func (x *RotateRunnerTokenResponse) String() string {
 func (*RotateRunnerTokenResponse) ProtoMessage() {}
 
 func (x *RotateRunnerTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1458,7 @@ func (x *RotateRunnerTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRunnerTokenResponse.ProtoReflect.Descriptor instead.
 func (*RotateRunnerTokenResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RotateRunnerTokenResponse) GetToken() *RunnerToken {
@@ -1216,7 +1476,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1488,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1501,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 type GetPolicyResponse struct {
@@ -1253,7 +1513,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1525,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1538,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetPolicyResponse) GetPolicy() *Policy {
@@ -1303,7 +1563,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1575,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1588,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Policy) GetText() string {
@@ -1374,7 +1634,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1646,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1659,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ApplyPolicyRequest) GetText() string {
@@ -1443,7 +1703,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1715,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1728,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ApplyPolicyResponse) GetPolicy() *Policy {
@@ -1508,7 +1768,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1780,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1793,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExplainRequest) GetSubject() isExplainRequest_Subject {
@@ -1620,7 +1880,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1892,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1905,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExplainResponse) GetVerdict() string {
@@ -1710,7 +1970,7 @@ type Reason struct {
 
 func (x *Reason) Reset() {
 	*x = Reason{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1982,7 @@ func (x *Reason) String() string {
 func (*Reason) ProtoMessage() {}
 
 func (x *Reason) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1995,7 @@ func (x *Reason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reason.ProtoReflect.Descriptor instead.
 func (*Reason) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Reason) GetCause() string {
@@ -1808,7 +2068,7 @@ type Rival struct {
 
 func (x *Rival) Reset() {
 	*x = Rival{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +2080,7 @@ func (x *Rival) String() string {
 func (*Rival) ProtoMessage() {}
 
 func (x *Rival) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +2093,7 @@ func (x *Rival) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rival.ProtoReflect.Descriptor instead.
 func (*Rival) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Rival) GetName() string {
@@ -1879,7 +2139,7 @@ type GetUsageRequest struct {
 
 func (x *GetUsageRequest) Reset() {
 	*x = GetUsageRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +2151,7 @@ func (x *GetUsageRequest) String() string {
 func (*GetUsageRequest) ProtoMessage() {}
 
 func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +2164,7 @@ func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type GetUsageResponse struct {
@@ -1917,7 +2177,7 @@ type GetUsageResponse struct {
 
 func (x *GetUsageResponse) Reset() {
 	*x = GetUsageResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2189,7 @@ func (x *GetUsageResponse) String() string {
 func (*GetUsageResponse) ProtoMessage() {}
 
 func (x *GetUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2202,7 @@ func (x *GetUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageResponse.ProtoReflect.Descriptor instead.
 func (*GetUsageResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetUsageResponse) GetProjects() []*ProjectUsage {
@@ -1977,7 +2237,7 @@ type ProjectUsage struct {
 
 func (x *ProjectUsage) Reset() {
 	*x = ProjectUsage{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2249,7 @@ func (x *ProjectUsage) String() string {
 func (*ProjectUsage) ProtoMessage() {}
 
 func (x *ProjectUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2262,7 @@ func (x *ProjectUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUsage.ProtoReflect.Descriptor instead.
 func (*ProjectUsage) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProjectUsage) GetGitlab() string {
@@ -2110,7 +2370,7 @@ type Used struct {
 
 func (x *Used) Reset() {
 	*x = Used{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2382,7 @@ func (x *Used) String() string {
 func (*Used) ProtoMessage() {}
 
 func (x *Used) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2395,7 @@ func (x *Used) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Used.ProtoReflect.Descriptor instead.
 func (*Used) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Used) GetSlotSeconds() float64 {
@@ -2178,7 +2438,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2190,7 +2450,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2203,7 +2463,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListAuditRequest) GetBefore() int64 {
@@ -2229,7 +2489,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2501,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2514,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2279,7 +2539,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2551,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_switchyard_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2564,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_switchyard_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AuditEntry) GetId() int64 {
@@ -2353,17 +2613,18 @@ var File_switchyard_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1fswitchyard/admin/v1/admin.proto\x12\x13switchyard.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"u\n" +
+	"\x1fswitchyard/admin/v1/admin.proto\x12\x13switchyard.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x01\n" +
 	"\x16CreateJoinTokenRequest\x12\x1d\n" +
 	"\x04uses\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\x04uses\x12<\n" +
-	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f2\x00R\x03ttl\"j\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f2\x00R\x03ttl\x12\x1e\n" +
+	"\x05actor\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05actor\"j\n" +
 	"\x17CreateJoinTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x129\n" +
 	"\n" +
 	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x13\n" +
 	"\x11ListAgentsRequest\"H\n" +
 	"\x12ListAgentsResponse\x122\n" +
-	"\x06agents\x18\x01 \x03(\v2\x1a.switchyard.admin.v1.AgentR\x06agents\"\x80\x03\n" +
+	"\x06agents\x18\x01 \x03(\v2\x1a.switchyard.admin.v1.AgentR\x06agents\"\xfd\x03\n" +
 	"\x05Agent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2376,15 +2637,37 @@ const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	"\texecutors\x18\b \x03(\tR\texecutors\x12\x18\n" +
 	"\aversion\x18\t \x01(\tR\aversion\x12\x1a\n" +
 	"\bdraining\x18\n" +
-	" \x01(\bR\bdraining\x1a9\n" +
+	" \x01(\bR\bdraining\x12!\n" +
+	"\fdrain_reason\x18\v \x01(\tR\vdrainReason\x12\x1d\n" +
+	"\n" +
+	"drained_by\x18\f \x01(\tR\tdrainedBy\x129\n" +
+	"\n" +
+	"drained_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tdrainedAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"4\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"T\n" +
 	"\x12RemoveAgentRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"2\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x1e\n" +
+	"\x05actor\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05actor\"2\n" +
 	"\x13RemoveAgentResponse\x12\x1b\n" +
-	"\tlost_jobs\x18\x01 \x01(\rR\blostJobs\"\x11\n" +
+	"\tlost_jobs\x18\x01 \x01(\rR\blostJobs\"w\n" +
+	"\x11DrainAgentRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12 \n" +
+	"\x06reason\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06reason\x12 \n" +
+	"\x05actor\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x05actor\"(\n" +
+	"\x12DrainAgentResponse\x12\x12\n" +
+	"\x04jobs\x18\x01 \x01(\rR\x04jobs\"W\n" +
+	"\x13UndrainAgentRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12 \n" +
+	"\x05actor\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x05actor\"7\n" +
+	"\x14UndrainAgentResponse\x12\x1f\n" +
+	"\vwas_drained\x18\x01 \x01(\bR\n" +
+	"wasDrained\"\x11\n" +
 	"\x0fListJobsRequest\"@\n" +
 	"\x10ListJobsResponse\x12,\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x18.switchyard.admin.v1.JobR\x04jobs\"\x97\x03\n" +
@@ -2449,9 +2732,10 @@ const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x127\n" +
 	"\trotate_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\brotateAt\x12\x12\n" +
 	"\x04lost\x18\x06 \x01(\bR\x04lost\x12\x18\n" +
-	"\aproblem\x18\a \x01(\tR\aproblem\";\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\"[\n" +
 	"\x18RotateRunnerTokenRequest\x12\x1f\n" +
-	"\x06runner\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06runner\"S\n" +
+	"\x06runner\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06runner\x12\x1e\n" +
+	"\x05actor\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05actor\"S\n" +
 	"\x19RotateRunnerTokenResponse\x126\n" +
 	"\x05token\x18\x01 \x01(\v2 .switchyard.admin.v1.RunnerTokenR\x05token\"\x12\n" +
 	"\x10GetPolicyRequest\"H\n" +
@@ -2544,13 +2828,16 @@ const file_switchyard_admin_v1_admin_proto_rawDesc = "" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
 	"\x06action\x18\x04 \x01(\tR\x06action\x12\x18\n" +
 	"\asubject\x18\x05 \x01(\tR\asubject\x12\x16\n" +
-	"\x06detail\x18\x06 \x01(\tR\x06detail2\xb5\b\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail2\xf9\t\n" +
 	"\fAdminService\x12l\n" +
 	"\x0fCreateJoinToken\x12+.switchyard.admin.v1.CreateJoinTokenRequest\x1a,.switchyard.admin.v1.CreateJoinTokenResponse\x12]\n" +
 	"\n" +
 	"ListAgents\x12&.switchyard.admin.v1.ListAgentsRequest\x1a'.switchyard.admin.v1.ListAgentsResponse\x12W\n" +
 	"\bListJobs\x12$.switchyard.admin.v1.ListJobsRequest\x1a%.switchyard.admin.v1.ListJobsResponse\x12`\n" +
-	"\vRemoveAgent\x12'.switchyard.admin.v1.RemoveAgentRequest\x1a(.switchyard.admin.v1.RemoveAgentResponse\x12`\n" +
+	"\vRemoveAgent\x12'.switchyard.admin.v1.RemoveAgentRequest\x1a(.switchyard.admin.v1.RemoveAgentResponse\x12]\n" +
+	"\n" +
+	"DrainAgent\x12&.switchyard.admin.v1.DrainAgentRequest\x1a'.switchyard.admin.v1.DrainAgentResponse\x12c\n" +
+	"\fUndrainAgent\x12(.switchyard.admin.v1.UndrainAgentRequest\x1a).switchyard.admin.v1.UndrainAgentResponse\x12`\n" +
 	"\vListRunners\x12'.switchyard.admin.v1.ListRunnersRequest\x1a(.switchyard.admin.v1.ListRunnersResponse\x12r\n" +
 	"\x11RotateRunnerToken\x12-.switchyard.admin.v1.RotateRunnerTokenRequest\x1a..switchyard.admin.v1.RotateRunnerTokenResponse\x12Z\n" +
 	"\tGetPolicy\x12%.switchyard.admin.v1.GetPolicyRequest\x1a&.switchyard.admin.v1.GetPolicyResponse\x12`\n" +
@@ -2573,7 +2860,7 @@ func file_switchyard_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_switchyard_admin_v1_admin_proto_rawDescData
 }
 
-var file_switchyard_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_switchyard_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_switchyard_admin_v1_admin_proto_goTypes = []any{
 	(*CreateJoinTokenRequest)(nil),    // 0: switchyard.admin.v1.CreateJoinTokenRequest
 	(*CreateJoinTokenResponse)(nil),   // 1: switchyard.admin.v1.CreateJoinTokenResponse
@@ -2582,97 +2869,106 @@ var file_switchyard_admin_v1_admin_proto_goTypes = []any{
 	(*Agent)(nil),                     // 4: switchyard.admin.v1.Agent
 	(*RemoveAgentRequest)(nil),        // 5: switchyard.admin.v1.RemoveAgentRequest
 	(*RemoveAgentResponse)(nil),       // 6: switchyard.admin.v1.RemoveAgentResponse
-	(*ListJobsRequest)(nil),           // 7: switchyard.admin.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),          // 8: switchyard.admin.v1.ListJobsResponse
-	(*Job)(nil),                       // 9: switchyard.admin.v1.Job
-	(*ListRunnersRequest)(nil),        // 10: switchyard.admin.v1.ListRunnersRequest
-	(*ListRunnersResponse)(nil),       // 11: switchyard.admin.v1.ListRunnersResponse
-	(*Runner)(nil),                    // 12: switchyard.admin.v1.Runner
-	(*RunnerCounters)(nil),            // 13: switchyard.admin.v1.RunnerCounters
-	(*RunnerToken)(nil),               // 14: switchyard.admin.v1.RunnerToken
-	(*RotateRunnerTokenRequest)(nil),  // 15: switchyard.admin.v1.RotateRunnerTokenRequest
-	(*RotateRunnerTokenResponse)(nil), // 16: switchyard.admin.v1.RotateRunnerTokenResponse
-	(*GetPolicyRequest)(nil),          // 17: switchyard.admin.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),         // 18: switchyard.admin.v1.GetPolicyResponse
-	(*Policy)(nil),                    // 19: switchyard.admin.v1.Policy
-	(*ApplyPolicyRequest)(nil),        // 20: switchyard.admin.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),       // 21: switchyard.admin.v1.ApplyPolicyResponse
-	(*ExplainRequest)(nil),            // 22: switchyard.admin.v1.ExplainRequest
-	(*ExplainResponse)(nil),           // 23: switchyard.admin.v1.ExplainResponse
-	(*Reason)(nil),                    // 24: switchyard.admin.v1.Reason
-	(*Rival)(nil),                     // 25: switchyard.admin.v1.Rival
-	(*GetUsageRequest)(nil),           // 26: switchyard.admin.v1.GetUsageRequest
-	(*GetUsageResponse)(nil),          // 27: switchyard.admin.v1.GetUsageResponse
-	(*ProjectUsage)(nil),              // 28: switchyard.admin.v1.ProjectUsage
-	(*Used)(nil),                      // 29: switchyard.admin.v1.Used
-	(*ListAuditRequest)(nil),          // 30: switchyard.admin.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),         // 31: switchyard.admin.v1.ListAuditResponse
-	(*AuditEntry)(nil),                // 32: switchyard.admin.v1.AuditEntry
-	nil,                               // 33: switchyard.admin.v1.Agent.LabelsEntry
-	(*durationpb.Duration)(nil),       // 34: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 35: google.protobuf.Timestamp
+	(*DrainAgentRequest)(nil),         // 7: switchyard.admin.v1.DrainAgentRequest
+	(*DrainAgentResponse)(nil),        // 8: switchyard.admin.v1.DrainAgentResponse
+	(*UndrainAgentRequest)(nil),       // 9: switchyard.admin.v1.UndrainAgentRequest
+	(*UndrainAgentResponse)(nil),      // 10: switchyard.admin.v1.UndrainAgentResponse
+	(*ListJobsRequest)(nil),           // 11: switchyard.admin.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),          // 12: switchyard.admin.v1.ListJobsResponse
+	(*Job)(nil),                       // 13: switchyard.admin.v1.Job
+	(*ListRunnersRequest)(nil),        // 14: switchyard.admin.v1.ListRunnersRequest
+	(*ListRunnersResponse)(nil),       // 15: switchyard.admin.v1.ListRunnersResponse
+	(*Runner)(nil),                    // 16: switchyard.admin.v1.Runner
+	(*RunnerCounters)(nil),            // 17: switchyard.admin.v1.RunnerCounters
+	(*RunnerToken)(nil),               // 18: switchyard.admin.v1.RunnerToken
+	(*RotateRunnerTokenRequest)(nil),  // 19: switchyard.admin.v1.RotateRunnerTokenRequest
+	(*RotateRunnerTokenResponse)(nil), // 20: switchyard.admin.v1.RotateRunnerTokenResponse
+	(*GetPolicyRequest)(nil),          // 21: switchyard.admin.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),         // 22: switchyard.admin.v1.GetPolicyResponse
+	(*Policy)(nil),                    // 23: switchyard.admin.v1.Policy
+	(*ApplyPolicyRequest)(nil),        // 24: switchyard.admin.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),       // 25: switchyard.admin.v1.ApplyPolicyResponse
+	(*ExplainRequest)(nil),            // 26: switchyard.admin.v1.ExplainRequest
+	(*ExplainResponse)(nil),           // 27: switchyard.admin.v1.ExplainResponse
+	(*Reason)(nil),                    // 28: switchyard.admin.v1.Reason
+	(*Rival)(nil),                     // 29: switchyard.admin.v1.Rival
+	(*GetUsageRequest)(nil),           // 30: switchyard.admin.v1.GetUsageRequest
+	(*GetUsageResponse)(nil),          // 31: switchyard.admin.v1.GetUsageResponse
+	(*ProjectUsage)(nil),              // 32: switchyard.admin.v1.ProjectUsage
+	(*Used)(nil),                      // 33: switchyard.admin.v1.Used
+	(*ListAuditRequest)(nil),          // 34: switchyard.admin.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 35: switchyard.admin.v1.ListAuditResponse
+	(*AuditEntry)(nil),                // 36: switchyard.admin.v1.AuditEntry
+	nil,                               // 37: switchyard.admin.v1.Agent.LabelsEntry
+	(*durationpb.Duration)(nil),       // 38: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 39: google.protobuf.Timestamp
 }
 var file_switchyard_admin_v1_admin_proto_depIdxs = []int32{
-	34, // 0: switchyard.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	35, // 1: switchyard.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	38, // 0: switchyard.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	39, // 1: switchyard.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
 	4,  // 2: switchyard.admin.v1.ListAgentsResponse.agents:type_name -> switchyard.admin.v1.Agent
-	35, // 3: switchyard.admin.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	33, // 4: switchyard.admin.v1.Agent.labels:type_name -> switchyard.admin.v1.Agent.LabelsEntry
-	9,  // 5: switchyard.admin.v1.ListJobsResponse.jobs:type_name -> switchyard.admin.v1.Job
-	35, // 6: switchyard.admin.v1.Job.claimed_at:type_name -> google.protobuf.Timestamp
-	35, // 7: switchyard.admin.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	12, // 8: switchyard.admin.v1.ListRunnersResponse.runners:type_name -> switchyard.admin.v1.Runner
-	35, // 9: switchyard.admin.v1.Runner.last_error_at:type_name -> google.protobuf.Timestamp
-	35, // 10: switchyard.admin.v1.Runner.trouble_since:type_name -> google.protobuf.Timestamp
-	35, // 11: switchyard.admin.v1.Runner.retry_at:type_name -> google.protobuf.Timestamp
-	35, // 12: switchyard.admin.v1.Runner.last_contact:type_name -> google.protobuf.Timestamp
-	35, // 13: switchyard.admin.v1.Runner.last_job:type_name -> google.protobuf.Timestamp
-	13, // 14: switchyard.admin.v1.Runner.counters:type_name -> switchyard.admin.v1.RunnerCounters
-	14, // 15: switchyard.admin.v1.Runner.token:type_name -> switchyard.admin.v1.RunnerToken
-	35, // 16: switchyard.admin.v1.Runner.unreachable_since:type_name -> google.protobuf.Timestamp
-	35, // 17: switchyard.admin.v1.RunnerToken.obtained_at:type_name -> google.protobuf.Timestamp
-	35, // 18: switchyard.admin.v1.RunnerToken.expires_at:type_name -> google.protobuf.Timestamp
-	35, // 19: switchyard.admin.v1.RunnerToken.rotate_at:type_name -> google.protobuf.Timestamp
-	14, // 20: switchyard.admin.v1.RotateRunnerTokenResponse.token:type_name -> switchyard.admin.v1.RunnerToken
-	19, // 21: switchyard.admin.v1.GetPolicyResponse.policy:type_name -> switchyard.admin.v1.Policy
-	35, // 22: switchyard.admin.v1.Policy.applied_at:type_name -> google.protobuf.Timestamp
-	19, // 23: switchyard.admin.v1.ApplyPolicyResponse.policy:type_name -> switchyard.admin.v1.Policy
-	24, // 24: switchyard.admin.v1.ExplainResponse.reasons:type_name -> switchyard.admin.v1.Reason
-	25, // 25: switchyard.admin.v1.Reason.rivals:type_name -> switchyard.admin.v1.Rival
-	28, // 26: switchyard.admin.v1.GetUsageResponse.projects:type_name -> switchyard.admin.v1.ProjectUsage
-	29, // 27: switchyard.admin.v1.ProjectUsage.hour:type_name -> switchyard.admin.v1.Used
-	29, // 28: switchyard.admin.v1.ProjectUsage.day:type_name -> switchyard.admin.v1.Used
-	34, // 29: switchyard.admin.v1.Used.wait_p50:type_name -> google.protobuf.Duration
-	34, // 30: switchyard.admin.v1.Used.wait_p95:type_name -> google.protobuf.Duration
-	32, // 31: switchyard.admin.v1.ListAuditResponse.entries:type_name -> switchyard.admin.v1.AuditEntry
-	35, // 32: switchyard.admin.v1.AuditEntry.at:type_name -> google.protobuf.Timestamp
-	0,  // 33: switchyard.admin.v1.AdminService.CreateJoinToken:input_type -> switchyard.admin.v1.CreateJoinTokenRequest
-	2,  // 34: switchyard.admin.v1.AdminService.ListAgents:input_type -> switchyard.admin.v1.ListAgentsRequest
-	7,  // 35: switchyard.admin.v1.AdminService.ListJobs:input_type -> switchyard.admin.v1.ListJobsRequest
-	5,  // 36: switchyard.admin.v1.AdminService.RemoveAgent:input_type -> switchyard.admin.v1.RemoveAgentRequest
-	10, // 37: switchyard.admin.v1.AdminService.ListRunners:input_type -> switchyard.admin.v1.ListRunnersRequest
-	15, // 38: switchyard.admin.v1.AdminService.RotateRunnerToken:input_type -> switchyard.admin.v1.RotateRunnerTokenRequest
-	17, // 39: switchyard.admin.v1.AdminService.GetPolicy:input_type -> switchyard.admin.v1.GetPolicyRequest
-	20, // 40: switchyard.admin.v1.AdminService.ApplyPolicy:input_type -> switchyard.admin.v1.ApplyPolicyRequest
-	22, // 41: switchyard.admin.v1.AdminService.Explain:input_type -> switchyard.admin.v1.ExplainRequest
-	26, // 42: switchyard.admin.v1.AdminService.GetUsage:input_type -> switchyard.admin.v1.GetUsageRequest
-	30, // 43: switchyard.admin.v1.AdminService.ListAudit:input_type -> switchyard.admin.v1.ListAuditRequest
-	1,  // 44: switchyard.admin.v1.AdminService.CreateJoinToken:output_type -> switchyard.admin.v1.CreateJoinTokenResponse
-	3,  // 45: switchyard.admin.v1.AdminService.ListAgents:output_type -> switchyard.admin.v1.ListAgentsResponse
-	8,  // 46: switchyard.admin.v1.AdminService.ListJobs:output_type -> switchyard.admin.v1.ListJobsResponse
-	6,  // 47: switchyard.admin.v1.AdminService.RemoveAgent:output_type -> switchyard.admin.v1.RemoveAgentResponse
-	11, // 48: switchyard.admin.v1.AdminService.ListRunners:output_type -> switchyard.admin.v1.ListRunnersResponse
-	16, // 49: switchyard.admin.v1.AdminService.RotateRunnerToken:output_type -> switchyard.admin.v1.RotateRunnerTokenResponse
-	18, // 50: switchyard.admin.v1.AdminService.GetPolicy:output_type -> switchyard.admin.v1.GetPolicyResponse
-	21, // 51: switchyard.admin.v1.AdminService.ApplyPolicy:output_type -> switchyard.admin.v1.ApplyPolicyResponse
-	23, // 52: switchyard.admin.v1.AdminService.Explain:output_type -> switchyard.admin.v1.ExplainResponse
-	27, // 53: switchyard.admin.v1.AdminService.GetUsage:output_type -> switchyard.admin.v1.GetUsageResponse
-	31, // 54: switchyard.admin.v1.AdminService.ListAudit:output_type -> switchyard.admin.v1.ListAuditResponse
-	44, // [44:55] is the sub-list for method output_type
-	33, // [33:44] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	39, // 3: switchyard.admin.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	37, // 4: switchyard.admin.v1.Agent.labels:type_name -> switchyard.admin.v1.Agent.LabelsEntry
+	39, // 5: switchyard.admin.v1.Agent.drained_at:type_name -> google.protobuf.Timestamp
+	13, // 6: switchyard.admin.v1.ListJobsResponse.jobs:type_name -> switchyard.admin.v1.Job
+	39, // 7: switchyard.admin.v1.Job.claimed_at:type_name -> google.protobuf.Timestamp
+	39, // 8: switchyard.admin.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	16, // 9: switchyard.admin.v1.ListRunnersResponse.runners:type_name -> switchyard.admin.v1.Runner
+	39, // 10: switchyard.admin.v1.Runner.last_error_at:type_name -> google.protobuf.Timestamp
+	39, // 11: switchyard.admin.v1.Runner.trouble_since:type_name -> google.protobuf.Timestamp
+	39, // 12: switchyard.admin.v1.Runner.retry_at:type_name -> google.protobuf.Timestamp
+	39, // 13: switchyard.admin.v1.Runner.last_contact:type_name -> google.protobuf.Timestamp
+	39, // 14: switchyard.admin.v1.Runner.last_job:type_name -> google.protobuf.Timestamp
+	17, // 15: switchyard.admin.v1.Runner.counters:type_name -> switchyard.admin.v1.RunnerCounters
+	18, // 16: switchyard.admin.v1.Runner.token:type_name -> switchyard.admin.v1.RunnerToken
+	39, // 17: switchyard.admin.v1.Runner.unreachable_since:type_name -> google.protobuf.Timestamp
+	39, // 18: switchyard.admin.v1.RunnerToken.obtained_at:type_name -> google.protobuf.Timestamp
+	39, // 19: switchyard.admin.v1.RunnerToken.expires_at:type_name -> google.protobuf.Timestamp
+	39, // 20: switchyard.admin.v1.RunnerToken.rotate_at:type_name -> google.protobuf.Timestamp
+	18, // 21: switchyard.admin.v1.RotateRunnerTokenResponse.token:type_name -> switchyard.admin.v1.RunnerToken
+	23, // 22: switchyard.admin.v1.GetPolicyResponse.policy:type_name -> switchyard.admin.v1.Policy
+	39, // 23: switchyard.admin.v1.Policy.applied_at:type_name -> google.protobuf.Timestamp
+	23, // 24: switchyard.admin.v1.ApplyPolicyResponse.policy:type_name -> switchyard.admin.v1.Policy
+	28, // 25: switchyard.admin.v1.ExplainResponse.reasons:type_name -> switchyard.admin.v1.Reason
+	29, // 26: switchyard.admin.v1.Reason.rivals:type_name -> switchyard.admin.v1.Rival
+	32, // 27: switchyard.admin.v1.GetUsageResponse.projects:type_name -> switchyard.admin.v1.ProjectUsage
+	33, // 28: switchyard.admin.v1.ProjectUsage.hour:type_name -> switchyard.admin.v1.Used
+	33, // 29: switchyard.admin.v1.ProjectUsage.day:type_name -> switchyard.admin.v1.Used
+	38, // 30: switchyard.admin.v1.Used.wait_p50:type_name -> google.protobuf.Duration
+	38, // 31: switchyard.admin.v1.Used.wait_p95:type_name -> google.protobuf.Duration
+	36, // 32: switchyard.admin.v1.ListAuditResponse.entries:type_name -> switchyard.admin.v1.AuditEntry
+	39, // 33: switchyard.admin.v1.AuditEntry.at:type_name -> google.protobuf.Timestamp
+	0,  // 34: switchyard.admin.v1.AdminService.CreateJoinToken:input_type -> switchyard.admin.v1.CreateJoinTokenRequest
+	2,  // 35: switchyard.admin.v1.AdminService.ListAgents:input_type -> switchyard.admin.v1.ListAgentsRequest
+	11, // 36: switchyard.admin.v1.AdminService.ListJobs:input_type -> switchyard.admin.v1.ListJobsRequest
+	5,  // 37: switchyard.admin.v1.AdminService.RemoveAgent:input_type -> switchyard.admin.v1.RemoveAgentRequest
+	7,  // 38: switchyard.admin.v1.AdminService.DrainAgent:input_type -> switchyard.admin.v1.DrainAgentRequest
+	9,  // 39: switchyard.admin.v1.AdminService.UndrainAgent:input_type -> switchyard.admin.v1.UndrainAgentRequest
+	14, // 40: switchyard.admin.v1.AdminService.ListRunners:input_type -> switchyard.admin.v1.ListRunnersRequest
+	19, // 41: switchyard.admin.v1.AdminService.RotateRunnerToken:input_type -> switchyard.admin.v1.RotateRunnerTokenRequest
+	21, // 42: switchyard.admin.v1.AdminService.GetPolicy:input_type -> switchyard.admin.v1.GetPolicyRequest
+	24, // 43: switchyard.admin.v1.AdminService.ApplyPolicy:input_type -> switchyard.admin.v1.ApplyPolicyRequest
+	26, // 44: switchyard.admin.v1.AdminService.Explain:input_type -> switchyard.admin.v1.ExplainRequest
+	30, // 45: switchyard.admin.v1.AdminService.GetUsage:input_type -> switchyard.admin.v1.GetUsageRequest
+	34, // 46: switchyard.admin.v1.AdminService.ListAudit:input_type -> switchyard.admin.v1.ListAuditRequest
+	1,  // 47: switchyard.admin.v1.AdminService.CreateJoinToken:output_type -> switchyard.admin.v1.CreateJoinTokenResponse
+	3,  // 48: switchyard.admin.v1.AdminService.ListAgents:output_type -> switchyard.admin.v1.ListAgentsResponse
+	12, // 49: switchyard.admin.v1.AdminService.ListJobs:output_type -> switchyard.admin.v1.ListJobsResponse
+	6,  // 50: switchyard.admin.v1.AdminService.RemoveAgent:output_type -> switchyard.admin.v1.RemoveAgentResponse
+	8,  // 51: switchyard.admin.v1.AdminService.DrainAgent:output_type -> switchyard.admin.v1.DrainAgentResponse
+	10, // 52: switchyard.admin.v1.AdminService.UndrainAgent:output_type -> switchyard.admin.v1.UndrainAgentResponse
+	15, // 53: switchyard.admin.v1.AdminService.ListRunners:output_type -> switchyard.admin.v1.ListRunnersResponse
+	20, // 54: switchyard.admin.v1.AdminService.RotateRunnerToken:output_type -> switchyard.admin.v1.RotateRunnerTokenResponse
+	22, // 55: switchyard.admin.v1.AdminService.GetPolicy:output_type -> switchyard.admin.v1.GetPolicyResponse
+	25, // 56: switchyard.admin.v1.AdminService.ApplyPolicy:output_type -> switchyard.admin.v1.ApplyPolicyResponse
+	27, // 57: switchyard.admin.v1.AdminService.Explain:output_type -> switchyard.admin.v1.ExplainResponse
+	31, // 58: switchyard.admin.v1.AdminService.GetUsage:output_type -> switchyard.admin.v1.GetUsageResponse
+	35, // 59: switchyard.admin.v1.AdminService.ListAudit:output_type -> switchyard.admin.v1.ListAuditResponse
+	47, // [47:60] is the sub-list for method output_type
+	34, // [34:47] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_switchyard_admin_v1_admin_proto_init() }
@@ -2680,7 +2976,7 @@ func file_switchyard_admin_v1_admin_proto_init() {
 	if File_switchyard_admin_v1_admin_proto != nil {
 		return
 	}
-	file_switchyard_admin_v1_admin_proto_msgTypes[22].OneofWrappers = []any{
+	file_switchyard_admin_v1_admin_proto_msgTypes[26].OneofWrappers = []any{
 		(*ExplainRequest_Job)(nil),
 		(*ExplainRequest_Runner)(nil),
 		(*ExplainRequest_Project)(nil),
@@ -2691,7 +2987,7 @@ func file_switchyard_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_switchyard_admin_v1_admin_proto_rawDesc), len(file_switchyard_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

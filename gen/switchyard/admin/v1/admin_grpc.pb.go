@@ -23,6 +23,8 @@ const (
 	AdminService_ListAgents_FullMethodName        = "/switchyard.admin.v1.AdminService/ListAgents"
 	AdminService_ListJobs_FullMethodName          = "/switchyard.admin.v1.AdminService/ListJobs"
 	AdminService_RemoveAgent_FullMethodName       = "/switchyard.admin.v1.AdminService/RemoveAgent"
+	AdminService_DrainAgent_FullMethodName        = "/switchyard.admin.v1.AdminService/DrainAgent"
+	AdminService_UndrainAgent_FullMethodName      = "/switchyard.admin.v1.AdminService/UndrainAgent"
 	AdminService_ListRunners_FullMethodName       = "/switchyard.admin.v1.AdminService/ListRunners"
 	AdminService_RotateRunnerToken_FullMethodName = "/switchyard.admin.v1.AdminService/RotateRunnerToken"
 	AdminService_GetPolicy_FullMethodName         = "/switchyard.admin.v1.AdminService/GetPolicy"
@@ -46,6 +48,11 @@ type AdminServiceClient interface {
 	// RemoveAgent puts an agent out of the fleet, for ever: its certificate is good no more and its session ends. The jobs that
 	// it had begun are reported as failed at once. NOT_FOUND: there is no such agent.
 	RemoveAgent(ctx context.Context, in *RemoveAgentRequest, opts ...grpc.CallOption) (*RemoveAgentResponse, error)
+	// DrainAgent keeps new jobs from an agent until UndrainAgent; those that it has go on. It holds over restarts of both sides,
+	// and for an agent that is away. Draining it again changes the reason. NOT_FOUND: there is no such agent.
+	DrainAgent(ctx context.Context, in *DrainAgentRequest, opts ...grpc.CallOption) (*DrainAgentResponse, error)
+	// UndrainAgent lets a drained agent have jobs again. NOT_FOUND: there is no such agent.
+	UndrainAgent(ctx context.Context, in *UndrainAgentRequest, opts ...grpc.CallOption) (*UndrainAgentResponse, error)
 	// ListRunners lists the configured runners, in the order of the configuration.
 	ListRunners(ctx context.Context, in *ListRunnersRequest, opts ...grpc.CallOption) (*ListRunnersResponse, error)
 	// RotateRunnerToken gives a runner a new token, which GitLab makes, and answers when the new one is in use. It fails with
@@ -107,6 +114,26 @@ func (c *adminServiceClient) RemoveAgent(ctx context.Context, in *RemoveAgentReq
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RemoveAgentResponse)
 	err := c.cc.Invoke(ctx, AdminService_RemoveAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) DrainAgent(ctx context.Context, in *DrainAgentRequest, opts ...grpc.CallOption) (*DrainAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainAgentResponse)
+	err := c.cc.Invoke(ctx, AdminService_DrainAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) UndrainAgent(ctx context.Context, in *UndrainAgentRequest, opts ...grpc.CallOption) (*UndrainAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UndrainAgentResponse)
+	err := c.cc.Invoke(ctx, AdminService_UndrainAgent_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -197,6 +224,11 @@ type AdminServiceServer interface {
 	// RemoveAgent puts an agent out of the fleet, for ever: its certificate is good no more and its session ends. The jobs that
 	// it had begun are reported as failed at once. NOT_FOUND: there is no such agent.
 	RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error)
+	// DrainAgent keeps new jobs from an agent until UndrainAgent; those that it has go on. It holds over restarts of both sides,
+	// and for an agent that is away. Draining it again changes the reason. NOT_FOUND: there is no such agent.
+	DrainAgent(context.Context, *DrainAgentRequest) (*DrainAgentResponse, error)
+	// UndrainAgent lets a drained agent have jobs again. NOT_FOUND: there is no such agent.
+	UndrainAgent(context.Context, *UndrainAgentRequest) (*UndrainAgentResponse, error)
 	// ListRunners lists the configured runners, in the order of the configuration.
 	ListRunners(context.Context, *ListRunnersRequest) (*ListRunnersResponse, error)
 	// RotateRunnerToken gives a runner a new token, which GitLab makes, and answers when the new one is in use. It fails with
@@ -235,6 +267,12 @@ func (UnimplementedAdminServiceServer) ListJobs(context.Context, *ListJobsReques
 }
 func (UnimplementedAdminServiceServer) RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveAgent not implemented")
+}
+func (UnimplementedAdminServiceServer) DrainAgent(context.Context, *DrainAgentRequest) (*DrainAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainAgent not implemented")
+}
+func (UnimplementedAdminServiceServer) UndrainAgent(context.Context, *UndrainAgentRequest) (*UndrainAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UndrainAgent not implemented")
 }
 func (UnimplementedAdminServiceServer) ListRunners(context.Context, *ListRunnersRequest) (*ListRunnersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRunners not implemented")
@@ -346,6 +384,42 @@ func _AdminService_RemoveAgent_Handler(srv interface{}, ctx context.Context, dec
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServiceServer).RemoveAgent(ctx, req.(*RemoveAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_DrainAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).DrainAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_DrainAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).DrainAgent(ctx, req.(*DrainAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_UndrainAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UndrainAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).UndrainAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_UndrainAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).UndrainAgent(ctx, req.(*UndrainAgentRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -498,6 +572,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveAgent",
 			Handler:    _AdminService_RemoveAgent_Handler,
+		},
+		{
+			MethodName: "DrainAgent",
+			Handler:    _AdminService_DrainAgent_Handler,
+		},
+		{
+			MethodName: "UndrainAgent",
+			Handler:    _AdminService_UndrainAgent_Handler,
 		},
 		{
 			MethodName: "ListRunners",

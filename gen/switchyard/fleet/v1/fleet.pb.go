@@ -2061,6 +2061,8 @@ func (x *Forget) GetRef() *JobRef {
 	return nil
 }
 
+// Drain says that no offers will come: jobs that the agent has go on. It holds for this session; the Welcome of the next one
+// ends it, unless a Drain follows.
 type Drain struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
