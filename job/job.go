@@ -57,6 +57,9 @@ type Options struct {
 	Trace io.Writer
 	// SpareTrace makes room for some more words when the trace could not be written; nil: there is nothing to spare.
 	SpareTrace func() error
+	// Checkpoint is told now and then what the CRC-32 of prefix and trace file is up to a length of the file, one call
+	// at a time; see trace.Checkpoints. It may be nil. An error says that it need not be called again.
+	Checkpoint func(length int64, crc uint32) error
 	// SyncTrace is called before Run returns.
 	SyncTrace func() error
 	// Grown is told the trace file's length, Stage each stage that begins; neither may block.
@@ -179,7 +182,12 @@ func (j *Job) Run() folder.Result {
 	j.startedAt = time.Now().UTC()
 	result := folder.Result{StartedAt: j.startedAt}
 	masker, warnings, err := j.read()
-	w := trace.NewWriter(j.Trace, j.Spec.PrefixLength, j.Spec.PrefixCRC32, j.Spec.OutputLimit, j.Grown)
+	checkpoints := trace.NewCheckpoints(j.checkpoint)
+	var w *trace.Writer
+	w = trace.NewWriter(j.Trace, j.Spec.PrefixLength, j.Spec.PrefixCRC32, j.Spec.OutputLimit, func(length int64) {
+		j.Grown(length)
+		checkpoints.Grown(length, w.CRC32())
+	})
 	w.LimitReason(j.Spec.OutputLimitReason)
 	var end *failure
 	out, outErr := newOutput(masker, w)
@@ -212,6 +220,7 @@ func (j *Job) Run() folder.Result {
 			end = &failure{reason: runnerapi.ReasonRunnerSystem, message: "the job's log is incomplete: " + err.Error()}
 		}
 	}
+	checkpoints.Close()
 	if err := j.SyncTrace(); err != nil {
 		j.Log.Error("the trace may be lost", "error", err)
 		if end == nil {
@@ -231,6 +240,20 @@ func (j *Job) Run() folder.Result {
 	result.FinishedAt = time.Now().UTC()
 	return result
 }
+
+// checkpoint notes what the trace is up to a length.
+func (j *Job) checkpoint(length int64, crc uint32) error {
+	if j.Checkpoint == nil {
+		return errNoCheckpoints
+	}
+	err := j.Checkpoint(length, crc)
+	if err != nil {
+		j.Log.Warn("after a loss of power less of the trace can be proven", "error", err)
+	}
+	return err
+}
+
+var errNoCheckpoints = errors.New("nobody takes checkpoints")
 
 // shorten keeps a message within what a result may hold.
 func shorten(text string) string {

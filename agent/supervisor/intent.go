@@ -48,6 +48,8 @@ type Intent struct {
 	Timeout time.Duration `json:"timeout"`
 	// StopAfter is the job's lease, S of the design; 0: it has none of its own.
 	StopAfter time.Duration `json:"stop_after,omitempty"`
+	// BootID is the host's when this was written.
+	BootID string `json:"boot_id,omitempty"`
 }
 
 // Runner is the runner that claimed the job.
@@ -83,6 +85,7 @@ func Name(fleet string, ref ledger.Ref) string {
 }
 
 func (i Intent) write(dir string) error {
+	i.BootID = bootID()
 	b, err := json.Marshal(i)
 	if err != nil {
 		return fmt.Errorf("write down the job: %w", err)

@@ -19,15 +19,20 @@ const launchedFile = "launched.json"
 type launched struct {
 	// BootID is the host's: what was copied after it, and not synced, may be lost or damaged when the host has another.
 	BootID string `json:"boot_id"`
+	// Lost: after a restart of the host the copy was dropped and begun anew.
+	Lost bool `json:"lost,omitempty"`
 }
 
 // writeLaunched is done once for a job and boot.
 func writeLaunched(dir string) error {
-	now := launched{BootID: bootID()}
-	if known, err := readLaunched(dir); err == nil && known == now {
+	if known, err := readLaunched(dir); err == nil && known.BootID == bootID() {
 		return nil
 	}
-	b, err := json.Marshal(now)
+	return launched{BootID: bootID()}.write(dir)
+}
+
+func (l launched) write(dir string) error {
+	b, err := json.Marshal(l)
 	if err == nil {
 		err = durable.WriteFile(filepath.Join(dir, launchedFile), b, 0o600)
 	}
@@ -44,16 +49,24 @@ func readLaunched(dir string) (launched, error) {
 }
 
 // distrust drops what was copied of a trace before the host was restarted, unless its result is there: that came after
-// all of it was synced. The environment has it still.
+// all of it was synced. The environment has it still, but for the prefix.
 func (w *work) distrust(l launched) error {
-	if l.BootID == bootID() || w.ownResult() != nil {
+	if l.BootID == bootID() {
+		w.powerless = l.Lost
+		return nil
+	}
+	if err := w.mendPrefix(); err != nil {
+		return err
+	}
+	if w.ownResult() != nil {
 		return nil
 	}
 	trace, err := w.folder.MirrorTrace(true)
 	if err != nil {
 		return fmt.Errorf("drop what the host lost: %w", err)
 	}
-	return errors.Join(trace.Close(), writeLaunched(w.dir))
+	w.powerless = true
+	return errors.Join(trace.Close(), launched{BootID: bootID(), Lost: true}.write(w.dir))
 }
 
 // bootID tells this run of the kernel from others; empty where there is no such thing.

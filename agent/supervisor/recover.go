@@ -108,7 +108,8 @@ func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err erro
 	if err != nil {
 		return fail(err)
 	}
-	if _, err = w.folder.Started(); err != nil && !errors.Is(err, folder.ErrNotStarted) {
+	started, err := w.folder.Started()
+	if err != nil && !errors.Is(err, folder.ErrNotStarted) {
 		return fail(err)
 	}
 	fenced = err == nil
@@ -129,14 +130,23 @@ func (w *work) inspect() (phase ledger.Phase, fenced bool, body func(), err erro
 	case !errors.Is(outcomeErr, os.ErrNotExist):
 		return fail(outcomeErr)
 	case !fenced && !running && !elsewhere:
-		return ledger.Accepted, false, w.again, nil
-	case specErr != nil && !elsewhere: // a host that was restarted may have lost it; see followRemote
-		return fail(specErr)
-	}
-	if elsewhere {
-		if err := w.distrust(given); err != nil {
+		if err := w.unsent(); err != nil {
 			return fail(err)
 		}
+		return ledger.Accepted, false, w.again, nil
+	}
+	switch {
+	case elsewhere:
+		err = w.distrust(given)
+	case !running:
+		err = w.survey(started)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	// A host that was restarted may have lost it; see followRemote.
+	if specErr != nil && !elsewhere && !w.powerless {
+		return fail(specErr)
 	}
 	w.config.Traces.Add(w.Intent.Ref(), w.trace)
 	if !running {

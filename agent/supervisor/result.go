@@ -110,6 +110,13 @@ func (w *work) fail(why error) {
 	if known := (*executors.Error)(nil); errors.As(why, &known) {
 		code = known.ExitCode
 	}
+	doubt, ok := w.epitaph()
+	if !ok {
+		return
+	}
+	if doubt != "" { // whatever ended it, the trace is not what it says
+		reason, message, code = runnerapi.ReasonRunnerSystem, message+doubt, 0
+	}
 	w.log.Warn("the job failed", "reason", reason, "message", message)
 	now := time.Now()
 	o := outcome{
@@ -118,6 +125,10 @@ func (w *work) fail(why error) {
 	}
 	if s, err := w.folder.Started(); err == nil && !s.At.IsZero() {
 		o.StartedAt = s.At.UnixMilli()
+	}
+	// A loss of power after this must not make the trace shorter than the result says.
+	if err := w.folder.SyncTrace(); err != nil {
+		w.log.Error("a loss of power would take a part of the trace with it", "err", err)
 	}
 	err := w.appendSuffix(farewell(reason, o.Message))
 	if err == nil {

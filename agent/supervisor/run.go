@@ -36,6 +36,7 @@ type work struct {
 	intent       Intent                    // with what Launch added
 	supported    []runnerapi.FailureReason // by the job's GitLab, as far as is known
 	prefixLength int64
+	powerless    bool // the host was restarted while the job ran, and lost what it had of the trace or a part of that
 	settings     Settings
 	sought       bool        // the environment of a recovered job was looked for
 	killed       atomic.Bool // the job's processes were killed: it is not started any more

@@ -4,6 +4,7 @@
 package tracestream
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -46,10 +47,14 @@ type job struct {
 	more  bool  // there may be bytes beyond sent
 	final bool  // the trace is complete
 
-	received int64 // by the control plane, for good
-	sent     int64 // on this stream; the next frame's offset
-	limit    int64 // bytes below it may be sent
-	stopped  bool  // the control plane wants no more of it
+	received int64         // by the control plane, for good
+	has      int64         // the most that it has said to have
+	resumed  bool          // it has welcomed the job
+	spoken   bool          // and said on a stream how much it has
+	change   chan struct{} // not nil: somebody waits for a change of these
+	sent     int64         // on this stream; the next frame's offset
+	limit    int64         // bytes below it may be sent
+	stopped  bool          // the control plane wants no more of it
 
 	queue    queue
 	lastSent time.Time
@@ -110,8 +115,56 @@ func (s *Sender) Resume(ref ledger.Ref, received int64) {
 	defer s.mu.Unlock()
 	if j := s.jobs[ref]; j != nil {
 		j.received, j.stopped = received, false
+		j.has, j.resumed = max(j.has, received), true
+		j.changed()
 		j.rewind(received)
 		s.schedule(j)
+	}
+}
+
+// wordPatience is how long Await waits after Resume for what the control plane says on a stream about a trace.
+const wordPatience = 10 * time.Second
+
+// Await returns how many bytes of a trace the control plane has, synced or not, when that is known: it has said so on a
+// stream since Add, or it has resumed the trace and says no more about it. If ctx ends before, or the trace is not known, it
+// returns what is known until then.
+func (s *Sender) Await(ctx context.Context, ref ledger.Ref) int64 {
+	var patience <-chan time.Time
+	for {
+		s.mu.Lock()
+		j := s.jobs[ref]
+		if j == nil {
+			s.mu.Unlock()
+			return 0
+		}
+		has := j.has
+		if j.spoken {
+			s.mu.Unlock()
+			return has
+		}
+		if j.change == nil {
+			j.change = make(chan struct{})
+		}
+		change, resumed := j.change, j.resumed
+		s.mu.Unlock()
+		if resumed && patience == nil {
+			patience = time.After(wordPatience)
+		}
+		select {
+		case <-change:
+		case <-patience:
+			return has
+		case <-ctx.Done():
+			return has
+		}
+	}
+}
+
+// changed wakes who waits. The caller holds mu.
+func (j *job) changed() {
+	if j.change != nil {
+		close(j.change)
+		j.change = nil
 	}
 }
 
@@ -131,6 +184,7 @@ func (s *Sender) Remove(ref ledger.Ref) {
 	defer s.mu.Unlock()
 	if j := s.jobs[ref]; j != nil {
 		j.stopped, j.queue = true, nowhere
+		j.changed()
 		delete(s.jobs, ref)
 	}
 }
@@ -249,6 +303,8 @@ func (s *Sender) answered(r *fleetv1.TraceResponse) {
 		return
 	}
 	j.received = max(j.received, r.GetReceived())
+	j.has, j.spoken = max(j.has, r.GetReceived(), r.GetWritten()), true
+	j.changed()
 	switch r.GetOutcome() {
 	case fleetv1.TraceOutcome_TRACE_OUTCOME_STOP:
 		j.stopped = true

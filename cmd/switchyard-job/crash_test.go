@@ -127,3 +127,29 @@ func TestTheFence(t *testing.T) {
 	j.result()
 	require.NotContains(t, read(t, filepath.Join(j.dir, folder.StartedFile)), strconv.Quote(j.payload.Token))
 }
+
+// What a killed job has said is proven to its end a second later, although the job says nothing more.
+func TestASilentJobsTraceIsProven(t *testing.T) {
+	j := newJob(t, "echo begun; sleep 600")
+	j.start()
+	require.Eventually(t, func() bool {
+		return strings.Contains(j.trace(), "begun\n") && len(readIfThere(t, filepath.Join(j.dir, folder.CheckpointsFile))) > 0
+	}, 30*time.Second, 10*time.Millisecond)
+	require.NoError(t, j.cmd.Process.Kill())
+	j.wait()
+	said := j.trace()
+	require.NoError(t, os.WriteFile(filepath.Join(j.dir, folder.TraceFile), append([]byte(said), make([]byte, 100)...), 0o600))
+	cut, err := j.folder.CutUnproven()
+	require.NoError(t, err)
+	require.EqualValues(t, 100, cut)
+	require.Equal(t, said, j.trace())
+}
+
+func readIfThere(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if !os.IsNotExist(err) {
+		require.NoError(t, err)
+	}
+	return b
+}

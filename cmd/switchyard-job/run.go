@@ -67,7 +67,7 @@ func run(args []string) int {
 		return failed(err)
 	}
 	// The fence. From here on this is the job's only run, whatever happens; nothing of it has happened yet.
-	if err := f.WriteStarted(folder.Started{PID: os.Getpid(), BootID: bootID(), At: time.Now().UTC()}); err != nil {
+	if err := f.WriteStarted(folder.Started{PID: os.Getpid(), BootID: bootID(), At: time.Now().UTC(), Checkpoints: true}); err != nil {
 		defer r.control.Close()
 		if errors.Is(err, fs.ErrExist) {
 			return exitStartedBefore
@@ -109,8 +109,10 @@ type runner struct {
 	group   *process.Group
 	control *control.Server
 	trace   *os.File
-	logFile *os.File
-	log     *slog.Logger
+	// checkpoints are those of trace.
+	checkpoints *folder.Checkpoints
+	logFile     *os.File
+	log         *slog.Logger
 }
 
 // prepare does everything that can fail and that leaves no trace of the job.
@@ -140,8 +142,9 @@ func prepare(f *folder.Folder, spec folder.Spec) (*runner, error) {
 	if r.group, err = process.NewGroup(); err != nil {
 		return nil, err
 	}
+	r.checkpoints = f.Checkpoints(spec)
 	r.job = job.New(job.Options{
-		Spec: spec, Payload: payload, Trace: r.trace, SpareTrace: f.ReleaseTrace, SyncTrace: r.trace.Sync,
+		Spec: spec, Payload: payload, Trace: r.trace, Checkpoint: r.checkpoints.Append, SpareTrace: f.ReleaseTrace, SyncTrace: r.trace.Sync,
 		Grown: func(length int64) { r.control.Trace(length) },
 		Stage: func(name string) { r.control.Stage(name) },
 		Ask: func(ctx context.Context, q folder.CacheRequest) (folder.CacheAnswer, error) {
@@ -179,6 +182,9 @@ func (r *runner) giveUp(why error, prefixCRC uint32) int {
 
 func (r *runner) run() int {
 	result := r.job.Run()
+	if err := r.checkpoints.Close(); err != nil {
+		r.log.Warn("close the trace's checkpoints", "error", err)
+	}
 	err := r.folder.WriteResult(result)
 	if err != nil {
 		r.log.Error("how the job ended could not be written down", "error", err, "state", result.State, "reason", result.FailureReason)

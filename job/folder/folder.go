@@ -6,6 +6,8 @@
 //	payload.json  agent       GitLab's JSON, byte for byte; immutable
 //	prefix        agent       trace bytes [0, P): preparing the environment; closed before the job starts
 //	trace         job         trace bytes [P, P+n): masked, repaired and limited already; only ever grows
+//	checkpoints   job         records that prove beginnings of the trace after a loss of power (32 bytes each, see checkpoint);
+//	                          never synced, missing for the first second, no part of what a reader must understand
 //	suffix        agent       trace bytes after the job's; written only when the job ended without a result
 //	lock          job         flock(2)ed by the switchyard-job that runs the job, for as long as it lives
 //	.             both        the folder itself is flock(2)ed while a job starts, and to ask whether one runs: see LockStart
@@ -38,6 +40,8 @@ const (
 	StartedFile = "started"
 	ResultFile  = "result.json"
 	LogFile     = "job.log"
+	// CheckpointsFile need not be there.
+	CheckpointsFile = "checkpoints"
 )
 
 // ControlSocket is the name of the Unix stream socket that a running job listens on. Both sides write lines.
@@ -153,6 +157,8 @@ type Started struct {
 	PID     int       `json:"pid"`
 	BootID  string    `json:"boot_id"` // of the kernel: a PID means nothing after a reboot
 	At      time.Time `json:"at"`
+	// Checkpoints: the job writes CheckpointsFile.
+	Checkpoints bool `json:"checkpoints,omitempty"`
 }
 
 // Result is the content of result.json.

@@ -167,3 +167,13 @@ func (x *Executor) Sweep(_ context.Context, keep func(string) bool) error {
 	}
 	return nil
 }
+
+// Crash kills all jobs and waits for their ends: what a loss of power does to them.
+func (x *Executor) Crash() {
+	x.mu.Lock()
+	for _, p := range x.running {
+		p.kill()
+	}
+	x.mu.Unlock()
+	x.all.Wait()
+}
