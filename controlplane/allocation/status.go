@@ -14,7 +14,7 @@ type NodeStatus struct {
 	Waiting int    // jobs
 	Weight  float64
 	// Share is the part of the fleet that the node is entitled to now: its weight among the siblings that run or wait, times
-	// the same of every node above it. 0 if nothing of it runs or waits.
+	// the same of every node above it. 0 if nothing of it runs or waits, or if nothing runs and it or a node above is paused.
 	Share           float64
 	Min, Soft, Hard int // slots; 0: none
 	Paused          bool
@@ -34,9 +34,10 @@ func (s *Scheduler) Status(now time.Time) []NodeStatus {
 		}
 	}
 	active := func(n *node) bool { return n.running > 0 || waiting[n] > 0 }
-	weights := make(map[*node]int64) // of the active children
+	entitled := func(n *node) bool { return n.running > 0 || waiting[n] > 0 && !n.limits.paused }
+	weights := make(map[*node]int64) // of the children that are entitled to something
 	for _, n := range s.nodes {
-		if n.parent != nil && n.kind != kindRunner && active(n) {
+		if n.parent != nil && n.kind != kindRunner && entitled(n) {
 			weights[n.parent] += n.limits.weight
 		}
 	}
@@ -53,6 +54,10 @@ func (s *Scheduler) Status(now time.Time) []NodeStatus {
 		if active(n) && n.kind != kindRunner {
 			st.Share = 1
 			for at := n; at.parent != nil; at = at.parent {
+				if !entitled(at) {
+					st.Share = 0
+					break
+				}
 				st.Share *= float64(at.limits.weight) / float64(weights[at.parent])
 			}
 		}

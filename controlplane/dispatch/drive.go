@@ -173,11 +173,15 @@ func (d *Dispatcher) drive(j *job) {
 			return
 		}
 		j.todo = j.todo[1:]
+		was := j.runner.twoPhase.state
 		if a.kind == actPending {
 			j.runner.twoPhase.learn(time.Now(), a, ev.verdict, j.life.ran)
 		}
 		if ok {
 			d.applyLocked(j, ev)
+		}
+		if j.runner.twoPhase.state != was {
+			d.learnedLocked(j.runner)
 		}
 	}
 	j.todo, j.driving = nil, false

@@ -191,14 +191,43 @@ func (d *Dispatcher) ExplainProject(gitlab, path string) (Explanation, error) {
 		}
 		return allocation.Capacity{}
 	})
-	for r := range d.stalled {
-		if r.URL == gitlab {
-			if why := d.stoppedLocked(r); why != "" {
-				e.Notes = append(e.Notes, fmt.Sprintf("Runner %s claims no more: %s.", r.Name, why))
-			}
+	for _, r := range d.askersLocked(gitlab, path) {
+		switch why := d.stoppedLocked(r); {
+		case len(e.Notes) == maxAskers:
+			e.Notes = append(e.Notes, "More runners could bring jobs of it: see switchyard runners list.")
+			return e, nil
+		case why != "":
+			e.Notes = append(e.Notes, fmt.Sprintf("Runner %s claims no more: %s.", r.Name, why))
+		case e.Verdict != allocation.Idle:
+		case r.pool.agents.Len() == 0:
+			e.Notes = append(e.Notes, fmt.Sprintf("Runner %s claims nothing. %s", r.Name, r.pool.emptySentence()))
+		case len(r.waiters) > 0:
+			e.Notes = append(e.Notes, fmt.Sprintf("Runner %s waits for a slot before it asks GitLab for its next job. Which one that is GitLab decides, "+
+				"as a rule the oldest; so jobs of others may stand before it (claim_ahead in the policy brings more of them into sight).", r.Name))
 		}
 	}
 	return e, nil
+}
+
+// maxAskers is of how many runners an explanation of a project tells.
+const maxAskers = 5
+
+// askersLocked are the runners that may bring jobs of a project, by name: those of its GitLab, unless the policy says that
+// they are bound to something else.
+func (d *Dispatcher) askersLocked(gitlab, path string) []*runner {
+	path = strings.ToLower(strings.Trim(path, "/")) + "/"
+	var askers []*runner
+	for _, r := range d.runners {
+		if r.URL != gitlab {
+			continue
+		}
+		if rules := d.policy.Runner(r.Name); rules.Project == "" && rules.Group == "" ||
+			rules.Project != "" && path == rules.Project+"/" || rules.Group != "" && strings.HasPrefix(path, rules.Group+"/") {
+			askers = append(askers, r)
+		}
+	}
+	slices.SortFunc(askers, func(a, b *runner) int { return strings.Compare(a.Name, b.Name) })
+	return askers
 }
 
 // capacityLocked is what the pool's agents have. It costs O(agents).
@@ -242,12 +271,16 @@ func (d *Dispatcher) Usage() []UsageRow {
 			nodes[n.Name] = n
 		}
 	}
+	rest := d.policy.Projects // of the projects that there is nothing else to say about
 	var rows []UsageRow
 	seen := make(map[string]bool)
 	for _, r := range d.book.Report(now) {
 		name := allocation.NodeName(r.GitLab, strings.ToLower(r.Path))
 		seen[name] = true
-		n := nodes[name]
+		n, ok := nodes[name]
+		if !ok {
+			n = allocation.NodeStatus{Weight: float64(rest.Weight), Min: max(rest.Guaranteed, 0), Soft: max(rest.Soft, 0), Hard: max(rest.Hard, 0), Paused: rest.Paused}
+		}
 		rows = append(rows, UsageRow{
 			Row: r, Waiting: n.Waiting, Weight: max(n.Weight, 0), Share: n.Share, Min: n.Min, Soft: n.Soft, Hard: n.Hard, Paused: n.Paused,
 		})

@@ -62,8 +62,9 @@ func (j *job) shared() allocation.Job {
 	return allocation.Job{
 		GitLab: j.row.GitLabURL, ID: j.row.GitLabJobID, Project: j.project(), Runner: j.runner.Name, Name: j.row.Envelope.JobName,
 		Class: j.class, Priority: j.rank.Priority, Since: j.row.ClaimedAt,
-		// Without two-phase commit the job runs already, as GitLab sees it: no quota may hold it back.
-		Committed: j.life.confirmed || j.runner.twoPhase.state != TwoPhaseOn,
+		// Without two-phase commit the job runs already, as GitLab sees it: no quota may hold it back. While nobody knows
+		// which, it may: GitLab is asked as soon as a job waits.
+		Committed: j.life.confirmed || j.runner.twoPhase.state == TwoPhaseOff,
 	}
 }
 
@@ -143,7 +144,8 @@ func (d *Dispatcher) seatLocked(j *job, l *lease) {
 	first := j.told.Committed
 	if !first {
 		next, ok := d.shares.Next(time.Now(), l.agent.poolNames...)
-		first = ok && !next.Claim && next.Job == j.key()
+		// A further claim of the same runner goes before it by its shares, perhaps, but would only bring one more job.
+		first = ok && (next.Claim && next.Runner == j.runner.Name || !next.Claim && next.Job == j.key())
 	}
 	l.giveBackLocked()
 	if first {
@@ -245,6 +247,21 @@ func (d *Dispatcher) unstallLocked() {
 	}
 }
 
+// learnedLocked is called when it has turned out whether a runner's GitLab has two-phase commit.
+func (d *Dispatcher) learnedLocked(r *runner) {
+	if r.pool == nil {
+		return
+	}
+	if r.twoPhase.state == TwoPhaseOn { // jobs can be held, so there is no need to stop
+		clear(r.stalls)
+		delete(d.stalled, r)
+	}
+	for j := range r.waiting {
+		d.tellLocked(j)
+	}
+	d.serveRunnerLocked(r)
+}
+
 // stoppedLocked says why the runner may not claim although it would be its turn, or "".
 func (d *Dispatcher) stoppedLocked(r *runner) string {
 	rules := d.policy.Runner(r.Name)
@@ -253,7 +270,7 @@ func (d *Dispatcher) stoppedLocked(r *runner) string {
 	}
 	for p := range r.stalls {
 		if b, blocked := d.shares.Blocked(time.Now(), r.URL, p); blocked {
-			return "its GitLab has no two-phase commit, and more jobs of " + p.Path + " run than is allowed: " + blockSentence(b)
+			return "its GitLab has no two-phase commit, so what it claims has to run at once, and " + p.Path + " may run no more: " + blockSentence(b)
 		}
 	}
 	return ""

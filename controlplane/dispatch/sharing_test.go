@@ -238,7 +238,7 @@ func TestWithoutTwoPhaseCommitTheRunnerStops(t *testing.T) {
 		require.False(t, f.mayClaim("any"), "second/app has all that it may have")
 		why, err := f.d.ExplainRunner("any")
 		require.NoError(t, err)
-		require.Contains(t, why.Notes, "It claims no more: its GitLab has no two-phase commit, and more jobs of second/app run than is allowed: "+
+		require.Contains(t, why.Notes, "It claims no more: its GitLab has no two-phase commit, so what it claims has to run at once, and second/app may run no more: "+
 			"http://gitlab/second/app has 1 of 1 slots.")
 		require.True(t, f.mayClaim("one"), "other runners go on")
 
@@ -315,6 +315,85 @@ func of(order []int64, some []runnerapi.Envelope) []int64 {
 		}
 	}
 	return list
+}
+
+// What GitLab can do is found out with the first job, which is held all the same if its project may not run it; what the
+// answer allows happens at once.
+func TestTheFirstJobIsHeldToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := startUnder(t, twoPhaseGitLab(), "nodes: [{path: first, paused: true}]\n")
+		defer f.stop()
+		a := f.worker("a", hello("1", 1))
+		defer a.leave()
+		held := f.take("any", f.from(1, nil))
+		synctest.Wait()
+		require.Equal(t, "claimed", f.snapshot(held).State)
+		require.Equal(t, TwoPhaseOn, f.d.TwoPhase("any"))
+		f.d.SetPolicy(policy.Default())
+		ref, id := a.begins()
+		require.Equal(t, held, id)
+		a.ends(ref)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		f := startUnder(t, legacyGitLab(), "nodes: [{path: first, paused: true}]\n")
+		defer f.stop()
+		a := f.worker("a", hello("1", 1))
+		defer a.leave()
+		id := f.take("any", f.from(1, nil))
+		ref, got := a.begins()
+		require.Equal(t, id, got, "GitLab takes it for running: it is not held")
+		require.False(t, f.mayClaim("any"))
+		a.ends(ref)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		f := startUnder(t, twoPhaseGitLab(), "projects: {hard_quota: 1}\nrunners: [{name: any, claim_ahead: {jobs: 5}}]\n")
+		defer f.stop()
+		a := f.worker("a", hello("1", 1))
+		defer a.leave()
+		f.take("any", f.from(1, nil))
+		claim := make(chan *Reservation, 1)
+		go func() {
+			if r, err := f.d.Reserve(t.Context(), "any"); err == nil {
+				claim <- r
+			}
+		}()
+		ref, _ := a.begins()
+		synctest.Wait()
+		require.Len(t, claim, 1, "it looks ahead from then on")
+		(<-claim).Release()
+		a.ends(ref)
+	})
+}
+
+// A claimed job keeps its slot although its runner wants to claim more: claiming ahead is what the policy allows or not.
+func TestAClaimedJobGoesBeforeFurtherClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := startUnder(t, twoPhaseGitLab(), "{}")
+		defer f.stop()
+		a := f.worker("a", hello("1", 1))
+		defer a.leave()
+		f.learn(a, "any", TwoPhaseOn)
+		f.take("any", f.from(1, nil))
+		running, _ := a.begins()
+		claims := make(chan *Reservation, 2)
+		for range 2 {
+			go func() {
+				if r, err := f.d.Reserve(t.Context(), "any"); err == nil {
+					claims <- r
+				}
+			}()
+		}
+		synctest.Wait()
+		a.ends(running)
+		e := f.from(1, nil)
+		f.bring("any", <-claims, e)
+		synctest.Wait()
+		require.Empty(t, claims, "the other claim waits")
+		running, id := a.begins()
+		require.Equal(t, e.ID, id)
+		a.ends(running)
+		(<-claims).Release()
+	})
 }
 
 // A policy takes effect at once: what was held runs, what was allowed waits.
