@@ -54,7 +54,7 @@ left out; what holds then stands in docs/fair-usage.md.
     - {strategy: pack, warm_wait: 10s}
 
 Rules know: gitlab, project, ref, tag, protected, stage, job, environment, source, user, runner.
-What runs goes on; jobs that wait are judged anew. Who applied what is kept: switchyard audit.
+Try it on a load first: switchyard simulate --policy-file. What runs goes on; jobs that wait are judged anew. Who applied what is kept: switchyard audit.
 Exit code 2: the policy has mistakes, and nothing has changed.`
 }
 

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -11,12 +13,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 
+	"github.com/switchyard-ci/switchyard/gitlab/ciconfig"
 	"github.com/switchyard-ci/switchyard/gitlab/coordinator"
 )
 
@@ -30,6 +34,8 @@ func TestMain(m *testing.M) {
 //	gitlab ANSWER   a GitLab that gives every request one answer (ok, 403, 500, html); its address is $GITLAB
 //	coordinator     the embedded GitLab, which takes the registration token GR1348941letmein; its address is $GITLAB, the
 //	                token of a runner that is in it, and is good for 30 days, is $TOKEN
+//	push PROJECT SCRIPT   a pipeline of one job in the embedded GitLab, which has no repository; its number is $JOB
+//	get URL         the text at an address becomes the standard output
 //	freeport        a port that nobody uses, in $PORT
 //	waitfor FILE    waits until the file exists
 //	eventually RE COMMAND...   repeats a command until its output matches
@@ -42,11 +48,14 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
 			e.Setenv("HOME", e.WorkDir)
+			e.Values[embedded{}] = new(*coordinator.Coordinator)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"gitlab":      startGitLab,
 			"coordinator": startCoordinator,
+			"push":        push,
+			"get":         get,
 			"freeport":    freePort,
 			"waitfor":     waitFor,
 			"eventually":  eventually,
@@ -110,6 +119,39 @@ func startCoordinator(ts *testscript.TestScript, _ bool, _ []string) {
 	})
 	ts.Setenv("GITLAB", server.URL)
 	ts.Setenv("TOKEN", r.Token)
+	*ts.Value(embedded{}).(**coordinator.Coordinator) = c
+}
+
+// embedded is the key of a script's coordinator.
+type embedded struct{}
+
+func push(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: push PROJECT SCRIPT")
+	}
+	c := *ts.Value(embedded{}).(**coordinator.Coordinator)
+	ctx := context.Background()
+	p, err := c.Project(args[0])
+	if errors.Is(err, coordinator.ErrNotFound) {
+		p, err = c.AddProject(ctx, coordinator.ProjectOptions{Path: args[0]})
+	}
+	ts.Check(err)
+	run, err := c.CreatePipeline(ctx, p.ID, coordinator.PipelineOptions{Config: &ciconfig.Pipeline{Stages: []string{"test"}, Jobs: []ciconfig.Job{{
+		Name: "job", Group: "job", Stage: "test", When: ciconfig.OnSuccess, Script: []string{args[1]},
+		Variables: []ciconfig.Variable{{Key: "GIT_STRATEGY", Value: "none"}},
+	}}}})
+	ts.Check(err)
+	ts.Setenv("JOB", strconv.FormatInt(run.Jobs[0].ID, 10))
+}
+
+func get(ts *testscript.TestScript, _ bool, args []string) {
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, args[0], nil)
+	ts.Check(err)
+	resp, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	defer resp.Body.Close()
+	_, err = io.Copy(ts.Stdout(), resp.Body)
+	ts.Check(err)
 }
 
 func freePort(ts *testscript.TestScript, _ bool, _ []string) {
