@@ -144,8 +144,12 @@ func (d *Dispatcher) seatLocked(j *job, l *lease) {
 	first := j.told.Committed
 	if !first {
 		next, ok := d.shares.Next(time.Now(), l.agent.poolNames...)
-		// A further claim of the same runner goes before it by its shares, perhaps, but would only bring one more job.
-		first = ok && (next.Claim && next.Runner == j.runner.Name || !next.Claim && next.Job == j.key())
+		first = ok && !next.Claim && next.Job == j.key()
+		if ok && next.Claim && next.Runner == j.runner.Name {
+			// By the shares another claim of the same runner goes before it, but that would only bring one more job.
+			_, blocked := d.shares.Blocked(time.Now(), j.row.GitLabURL, j.project())
+			first = !blocked
+		}
 	}
 	l.giveBackLocked()
 	if first {

@@ -325,10 +325,22 @@ func TestTheFirstJobIsHeldToo(t *testing.T) {
 		defer f.stop()
 		a := f.worker("a", hello("1", 1))
 		defer a.leave()
-		held := f.take("any", f.from(1, nil))
+		claims := make(chan *Reservation, 2)
+		for range 2 { // the second one waits for the slot of the first
+			go func() {
+				if r, err := f.d.Reserve(t.Context(), "any"); err == nil {
+					claims <- r
+				}
+			}()
+		}
+		synctest.Wait()
+		e := f.from(1, nil)
+		held := e.ID
+		f.bring("any", <-claims, e)
 		synctest.Wait()
 		require.Equal(t, "claimed", f.snapshot(held).State)
 		require.Equal(t, TwoPhaseOn, f.d.TwoPhase("any"))
+		(<-claims).Release()
 		f.d.SetPolicy(policy.Default())
 		ref, id := a.begins()
 		require.Equal(t, held, id)
