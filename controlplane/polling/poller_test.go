@@ -85,6 +85,56 @@ func TestNothingIsSentWithoutSlots(t *testing.T) {
 	})
 }
 
+// A runner that gets no turn for a day (its group is paused, others come first) shows GitLab a sign of life in time, over an
+// outage, too, so that no job is dropped for want of a runner; and it gets them all in the end, in GitLab's order.
+func TestARunnerWithoutATurnStaysOnlineAndLosesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const offline = 2 * time.Hour // GitLab drops what waits for a runner then
+		b := startBench(t, 0, nil)
+		var down bool // while a verification fails; guarded by the fake's lock
+		last := time.Now()
+		var longest time.Duration
+		b.gitlab.mu.Lock()
+		b.gitlab.verify = func() error {
+			if down {
+				return errors.New("no answer")
+			}
+			longest, last = max(longest, time.Since(last)), time.Now()
+			return nil
+		}
+		b.gitlab.mu.Unlock()
+		outage := func(is bool) {
+			b.gitlab.mu.Lock()
+			down = is
+			b.gitlab.mu.Unlock()
+		}
+		b.gitlab.push(3)
+		pass(12 * time.Hour)
+		outage(true)
+		pass(time.Hour)
+		outage(false)
+		pass(11 * time.Hour)
+		b.gitlab.mu.Lock()
+		require.Less(t, max(longest, time.Since(last)), offline-30*time.Minute)
+		require.Less(t, time.Since(last), 23*time.Minute)
+		b.gitlab.mu.Unlock()
+		requests, _ := b.gitlab.count()
+		require.Zero(t, requests, "it asks for nothing")
+
+		b.gitlab.push(1)
+		for range 4 {
+			b.dispatcher.slots <- struct{}{}
+		}
+		pass(time.Second)
+		var ids []int64
+		for _, c := range b.dispatcher.jobs() {
+			ids = append(ids, c.Envelope.ID)
+		}
+		require.Equal(t, []int64{1, 2, 3, 4}, ids)
+		require.NoError(t, b.end())
+	})
+}
+
 func TestIdleRunnerCostsOneWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1, nil)
