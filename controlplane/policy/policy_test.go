@@ -94,6 +94,22 @@ func texts(problems []yamlform.Problem) []string {
 	return list
 }
 
+// A policy that is part of another file tells its mistakes with their places there.
+func TestReadAPartOfAFile(t *testing.T) {
+	form, root, err := yamlform.Parse("f", []byte("a: 1\nmy:\n  classes: [normal, 7]\n  rules: [{when: nonsense}]\n  nodes: [{path: a, hard_quota: 2, guaranteed: 1}]\n"))
+	require.NoError(t, err)
+	p := Read(form, yamlform.Value(root, "my"), "my")
+	require.ErrorContains(t, form.Err(), `f:3:21: my.classes[1]: "7" cannot be the name of a class`)
+	require.ErrorContains(t, form.Err(), "f:4:11: my.rules[0]: gives neither a class nor a priority")
+	require.ErrorContains(t, form.Err(), "f:4:18: my.rules[0].when: is no condition")
+	require.Equal(t, []Node{{Path: "a", Share: Share{Hard: 2, Guaranteed: 1}}}, p.Nodes)
+
+	fifo := p.WithMode(FIFO)
+	require.Equal(t, FIFO, fifo.Mode)
+	require.Equal(t, Fair, p.Mode)
+	require.Equal(t, p.Nodes, fifo.Nodes)
+}
+
 func TestAnEmptyPolicyIsTheDefault(t *testing.T) {
 	p, warnings, err := Parse("p", []byte("{}"))
 	require.NoError(t, err)
