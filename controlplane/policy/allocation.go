@@ -57,7 +57,7 @@ func (p *Policy) number(class string) int {
 
 // grants says whether a node above a project, or the project itself, grants it a class.
 func (p *Policy) grants(class, gitlab, project string) bool {
-	project = strings.ToLower(project)
+	gitlab, project = strings.TrimRight(gitlab, "/"), strings.ToLower(project)
 	for _, n := range p.granting[class] {
 		if (n.GitLab == "" || n.GitLab == gitlab) && within(project, n.Path) {
 			return true
