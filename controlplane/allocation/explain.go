@@ -177,7 +177,7 @@ func (s *Scheduler) ExplainProject(now time.Time, gitlab, path string, capacity 
 	}
 	if first != nil {
 		of := s.explainJob(first, capacity(first.runner.pool.name))
-		of.Sentence = fmt.Sprintf("%s: %d running, %d waiting. %s", what, of.Running, of.Waiting, of.Sentence)
+		of.Sentence = fmt.Sprintf("P%s: %d running, %d waiting. %s", what[1:], of.Running, of.Waiting, of.Sentence)
 		return of
 	}
 	if n != nil {

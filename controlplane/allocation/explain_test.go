@@ -58,7 +58,7 @@ func TestTheSentencesOfExplain(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "Runner shared waits for nothing: it does not ask for a slot to claim with.", runner.Sentence)
 	project := f.s.ExplainProject(f.now, gitlabURL, "full/p", func(string) Capacity { return free })
-	require.Equal(t, "project https://gitlab.example.com/full/p: 1 running, 1 waiting. "+
+	require.Equal(t, "Project https://gitlab.example.com/full/p: 1 running, 1 waiting. "+
 		"Job 2 is not served: group https://gitlab.example.com/full uses 1 of the 1 slots of its quota.", project.Sentence)
 	project = f.s.ExplainProject(f.now, gitlabURL, "full/q", func(string) Capacity { return free })
 	require.Equal(t, "Project https://gitlab.example.com/full/q waits for nothing: GitLab has given no job of it that waits.", project.Sentence)

@@ -345,6 +345,9 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 	}
 	d.enterLocked(j)
 	d.applyLocked(j, event{kind: evBegin})
+	if r.careful {
+		d.serveRunnerLocked(r) // the claim has ended: the next one may begin
+	}
 	return nil
 }
 

@@ -142,7 +142,7 @@ func (d *Dispatcher) ExplainRunner(name string) (Explanation, error) {
 	defer d.mu.Unlock()
 	r := d.runners[name]
 	if r == nil {
-		return Explanation{}, fmt.Errorf("explain runner %q: %w", name, ErrUnknownRunner)
+		return Explanation{}, fmt.Errorf("explain runner %q: %w: switchyard runners list has their names", name, ErrUnknownRunner)
 	}
 	var e Explanation
 	var err error
@@ -156,7 +156,8 @@ func (d *Dispatcher) ExplainRunner(name string) (Explanation, error) {
 		e.Notes = append(e.Notes, r.pool.emptySentence())
 	}
 	if why := d.stoppedLocked(r); why != "" {
-		e.Notes = append(e.Notes, "It claims no more: "+why+".")
+		e.Verdict, e.Sentence = allocation.Blocked, fmt.Sprintf("Runner %s claims no more: %s.", name, why)
+		e.Reasons = []allocation.Reason{{Cause: allocation.Held, Node: name, Kind: "runner", Detail: why}}
 	}
 	if n := len(r.waiting); n > 0 {
 		e.Notes = append(e.Notes, fmt.Sprintf("%d jobs that it has claimed wait for a slot.", n))

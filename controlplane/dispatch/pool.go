@@ -1,6 +1,8 @@
 package dispatch
 
 import (
+	"strings"
+
 	"github.com/switchyard-ci/switchyard/controlplane/placement"
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
 	fleetv1 "github.com/switchyard-ci/switchyard/gen/switchyard/fleet/v1"
@@ -46,7 +48,7 @@ func executorsOf(h *fleetv1.Hello) map[string]executor {
 
 // poolLocked returns the pool for an executor and a selector, making it at the first call.
 func (d *Dispatcher) poolLocked(executor string, s registry.Selector) *pool {
-	key := executor + " " + s.String()
+	key := strings.TrimSuffix(executor+" "+s.String(), " ")
 	p := d.pools[key]
 	if p == nil {
 		p = &pool{name: key, executor: executor, selector: s, kinds: make(map[kind]int), parked: make(map[*job]struct{})}

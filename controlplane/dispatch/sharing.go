@@ -232,6 +232,7 @@ func (d *Dispatcher) stallLocked(j *job) {
 	}
 	if _, blocked := d.shares.Blocked(time.Now(), j.row.GitLabURL, j.project()); blocked {
 		r.stalls[j.project()] = struct{}{}
+		r.careful = true
 		d.stalled[r] = struct{}{}
 	}
 }
@@ -258,6 +259,7 @@ func (d *Dispatcher) learnedLocked(r *runner) {
 	}
 	if r.twoPhase.state == TwoPhaseOn { // jobs can be held, so there is no need to stop
 		clear(r.stalls)
+		r.careful = false
 		delete(d.stalled, r)
 	}
 	for j := range r.waiting {
@@ -293,7 +295,7 @@ func (d *Dispatcher) wantLocked(r *runner) {
 		return
 	}
 	n := len(r.waiters)
-	if n > 0 && d.stoppedLocked(r) != "" {
+	if n > 0 && (r.careful && len(r.claims) > 0 || d.stoppedLocked(r) != "") {
 		n = 0
 	}
 	if n != r.wants {
@@ -326,6 +328,7 @@ func (d *Dispatcher) SetPolicy(p *policy.Policy) {
 	d.policy = p
 	d.shares.SetPolicy(now, p.Allocation(d.gitlabs()))
 	for _, r := range d.runners {
+		r.careful = len(r.stalls) > 0
 		d.shares.SetRunner(now, d.allocationRunner(r))
 	}
 	for _, j := range d.jobs {

@@ -199,7 +199,8 @@ func TestAQuotaHoldsClaimedJobs(t *testing.T) {
 		require.False(t, f.mayClaim("any"), "two jobs are held: no more are claimed")
 		why, err := f.d.ExplainRunner("any")
 		require.NoError(t, err)
-		require.Contains(t, why.Notes, "It claims no more: 2 jobs that it has claimed wait already.")
+		require.EqualValues(t, "blocked", why.Verdict)
+		require.Equal(t, "Runner any claims no more: 2 jobs that it has claimed wait already.", why.Sentence)
 
 		g.mu.Lock()
 		g.puts = nil
@@ -238,7 +239,7 @@ func TestWithoutTwoPhaseCommitTheRunnerStops(t *testing.T) {
 		require.False(t, f.mayClaim("any"), "second/app has all that it may have")
 		why, err := f.d.ExplainRunner("any")
 		require.NoError(t, err)
-		require.Contains(t, why.Notes, "It claims no more: its GitLab has no two-phase commit, so what it claims has to run at once, and second/app may run no more: "+
+		require.Contains(t, why.Sentence, "Runner any claims no more: its GitLab has no two-phase commit, so what it claims has to run at once, and second/app may run no more: "+
 			"http://gitlab/second/app has 1 of 1 slots.")
 		require.True(t, f.mayClaim("one"), "other runners go on")
 
@@ -252,6 +253,20 @@ func TestWithoutTwoPhaseCommitTheRunnerStops(t *testing.T) {
 		require.False(t, f.mayClaim("any"))
 		a.ends(ref)
 		synctest.Wait()
+		require.True(t, f.mayClaim("any"))
+
+		// From now on it claims one by one: two at a time could both bring a job of that project.
+		r, err := f.d.Reserve(t.Context(), "any")
+		require.NoError(t, err)
+		require.False(t, f.mayClaim("any"))
+		f.bring("any", r, f.from(1, nil))
+		ref, _ = a.begins()
+		require.False(t, f.mayClaim("any"), "first/app is at its quota")
+		a.ends(ref)
+		synctest.Wait()
+		r, err = f.d.Reserve(t.Context(), "any")
+		require.NoError(t, err)
+		r.Release()
 		require.True(t, f.mayClaim("any"))
 	})
 }

@@ -31,6 +31,7 @@ type runner struct {
 	wants   int                 // claims, as allocation was told
 	ahead   int                 // claims under way without a slot
 	stalls  map[allocation.Project]struct{}
+	careful bool // it has stalled: one claim at a time, so that what each brings is known before the next
 
 	twoPhase twoPhase
 }
