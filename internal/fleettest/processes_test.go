@@ -64,7 +64,9 @@ func (l *lockedBuffer) String() string {
 
 // processOptions are what tests and benchmarks differ in.
 type processOptions struct {
-	runners     int
+	runners int
+	// register makes projects and says which runners there are, by their descriptions, instead of runners.
+	register    func(gitlab *coordinator.Coordinator) []coordinator.RunnerOptions
 	config      string // further keys of switchyard.yaml, top level
 	runnerKeys  string // further keys of each runner
 	coordinator coordinator.Options
@@ -101,10 +103,18 @@ func startProcesses(t testing.TB, o processOptions) *processes {
 		p.listen = freeAddress(t)
 	}
 	var runners strings.Builder
-	for i := range max(o.runners, 1) {
-		r, err := p.gitlab.AddRunner(coordinator.RunnerOptions{Description: fmt.Sprintf("runner-%d", i), RunUntagged: true})
+	var register []coordinator.RunnerOptions
+	if o.register != nil {
+		register = o.register(p.gitlab)
+	} else {
+		for i := range max(o.runners, 1) {
+			register = append(register, coordinator.RunnerOptions{Description: fmt.Sprintf("runner-%d", i), RunUntagged: true})
+		}
+	}
+	for _, options := range register {
+		r, err := p.gitlab.AddRunner(options)
 		require.NoError(t, err)
-		fmt.Fprintf(&runners, "  - name: runner-%d\n    url: %s\n    token: %s\n    executor: shell\n%s", i, o.coordinator.URL, r.Token, o.runnerKeys)
+		fmt.Fprintf(&runners, "  - name: %s\n    url: %s\n    token: %s\n    executor: shell\n%s", options.Description, o.coordinator.URL, r.Token, o.runnerKeys)
 	}
 	config := fmt.Sprintf("listen: %s\ndata: ./plane\n%srunners:\n%s", p.listen, o.config, runners.String())
 	require.NoError(t, os.WriteFile(p.config(), []byte(config), 0o600))
