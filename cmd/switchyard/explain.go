@@ -15,8 +15,8 @@ type explainCmd struct {
 
 // Help is shown by --help.
 func (explainCmd) Help() string {
-	return `The answer comes from the code that decides: no capacity, a quota or a pause and whose, how many others are before it and
-with which shares, or that GitLab gave nothing. Jobs that GitLab has not given away yet are not known here: explain their
+	return `The answer comes from the code that decides: no capacity, a quota or a pause and whose, who is before it and with how much, or
+that GitLab gave nothing. Jobs that GitLab has not given away yet are not known here: explain their
 project or their runner.`
 }
 
@@ -38,12 +38,6 @@ func (f explainFlags) explain(ctx context.Context, std streams, req *adminv1.Exp
 	fmt.Fprintln(std.out, answer.GetSentence())
 	for _, note := range answer.GetNotes() {
 		fmt.Fprintln(std.out, "  "+note)
-	}
-	for _, r := range answer.GetReasons() {
-		for _, rival := range r.GetRivals() {
-			fmt.Fprintf(std.out, "  before it: %s %s with %d slots, weight %g, %.0f slot-seconds so far\n",
-				rival.GetKind(), rival.GetName(), rival.GetRunning(), rival.GetWeight(), rival.GetSlotSeconds())
-		}
 	}
 	return nil
 }

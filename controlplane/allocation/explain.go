@@ -418,7 +418,7 @@ func (r Reason) String() string {
 		}
 		return fmt.Sprintf("in %s it is behind %s", node, strings.Join(names, ", "))
 	case Earlier:
-		return fmt.Sprintf("%d %s of its own project", r.Count, plural(r.Count, "job goes first", "jobs go first"))
+		return fmt.Sprintf("%d %s of its own project %s first", r.Count, plural(r.Count, "job", "jobs"), plural(r.Count, "goes", "go"))
 	case PatientJob:
 		return node + ", of a lower class, has been passed over for long enough and has its turn"
 	case OtherPool:

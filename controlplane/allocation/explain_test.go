@@ -44,7 +44,7 @@ func TestTheSentencesOfExplain(t *testing.T) {
 	f.arrive(8, "tools/cli")
 	e := f.explain(8, free)
 	require.Equal(t, Behind, e.Verdict)
-	require.Equal(t, "Job 8 waits for its turn: 1 job goes first that is of a higher class; 1 job goes first of its own project.", e.Sentence)
+	require.Equal(t, "Job 8 waits for its turn: 1 job goes first that is of a higher class; 1 job of its own project goes first.", e.Sentence)
 	require.Equal(t, 3, e.Waiting)
 
 	f.arrive(9, "x/p", func(j *Job) { j.Runner = "one"; j.Committed = true })

@@ -111,8 +111,12 @@ func (d *Dispatcher) roomForLocked(j *job) []string {
 	if c.Fit == 0 && c.Avoided > 0 {
 		notes = append(notes, fmt.Sprintf("%d agents have a free slot and have refused the job.", c.Avoided))
 	}
-	if c.Full == c.Agents {
-		notes = append(notes, fmt.Sprintf("All %d agents that could run it are full, draining or away.", c.Agents))
+	switch {
+	case c.Full < c.Agents:
+	case c.Agents == 1:
+		notes = append(notes, "The only agent that could run it is full or draining.")
+	default:
+		notes = append(notes, fmt.Sprintf("All %d agents that could run it are full or draining.", c.Agents))
 	}
 	return notes
 }
@@ -192,9 +196,12 @@ func (d *Dispatcher) ExplainProject(gitlab, path string) (Explanation, error) {
 		}
 		return allocation.Capacity{}
 	})
+	if e.Verdict == allocation.Idle && !d.heardOfLocked(gitlab, path) {
+		e.Notes = append(e.Notes, "No job of it has been here in the last 24 hours: is that its path?")
+	}
 	for _, r := range d.askersLocked(gitlab, path) {
 		switch why := d.stoppedLocked(r); {
-		case len(e.Notes) == maxAskers:
+		case len(e.Notes) >= maxAskers:
 			e.Notes = append(e.Notes, "More runners could bring jobs of it: see switchyard runners list.")
 			return e, nil
 		case why != "":
@@ -208,6 +215,13 @@ func (d *Dispatcher) ExplainProject(gitlab, path string) (Explanation, error) {
 		}
 	}
 	return e, nil
+}
+
+// heardOfLocked says whether jobs of a project have had slots lately. It costs O(projects).
+func (d *Dispatcher) heardOfLocked(gitlab, path string) bool {
+	return slices.ContainsFunc(d.book.Report(time.Now()), func(r usage.Row) bool {
+		return r.GitLab == gitlab && strings.EqualFold(r.Path, strings.Trim(path, "/"))
+	})
 }
 
 // maxAskers is of how many runners an explanation of a project tells.

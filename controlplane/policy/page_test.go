@@ -48,7 +48,7 @@ func TestThePagesTellWhatCanBeUsed(t *testing.T) {
 	}
 
 	// Every key has a row.
-	for _, key := range strings.Fields(`share projects groups nodes[] nodes[].path nodes[].gitlab nodes[].classes classes class_patience rules[] rules[].name
+	for key := range strings.FieldsSeq(`share projects groups nodes[] nodes[].path nodes[].gitlab nodes[].classes classes class_patience rules[] rules[].name
 		rules[].when rules[].class rules[].priority ageing runners[] runners[].name runners[].group runners[].hold runners[].claim_ahead.jobs
 		runners[].claim_ahead.for placement[] placement[].runners placement[].strategy placement[].warm placement[].warm_wait credit half_life
 		first_guess weight guaranteed soft_quota hard_quota paused`) {
