@@ -60,11 +60,12 @@ var (
 )
 
 // New returns a collector over a control plane. It may be used concurrently.
-func New(f Fleet, r Runners) prometheus.Collector { return collector{f, r} }
+func New(f Fleet, r Runners) prometheus.Collector { return collector{f, r, maxProjects} }
 
 type collector struct {
-	fleet   Fleet
-	runners Runners
+	fleet    Fleet
+	runners  Runners
+	projects int // that have figures of their own
 }
 
 // Describe implements prometheus.Collector.
@@ -86,7 +87,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 		collectRunner(o, r)
 	}
 	rows := c.fleet.Usage()
-	for _, row := range rows[:min(len(rows), maxProjects)] {
+	for _, row := range rows[:min(len(rows), c.projects)] {
 		collectProject(o, row)
 	}
 }
