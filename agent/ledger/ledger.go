@@ -273,11 +273,11 @@ func (l *Ledger) Start(ref Ref) []Effect {
 		return nil
 	}
 	e.phase = Started
-	out := []Effect{{Verb: Launch, Ref: ref}}
-	if e.cancel != 0 {
+	var out []Effect
+	if e.cancel != 0 { // before the launch: the job then ends without having begun
 		out = append(out, Effect{Verb: Cancel, Ref: ref, Mode: e.cancel})
 	}
-	return out
+	return append(out, Effect{Verb: Launch, Ref: ref})
 }
 
 // Cancel stops a job. Modes only get stronger.
