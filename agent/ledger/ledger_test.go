@@ -1,8 +1,8 @@
 package ledger_test
 
 import (
-	"slices"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
