@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
+	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
 // Defaults.
@@ -64,17 +65,23 @@ func Load(path string) (*Config, []Problem, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("find the folder of %s: %w", path, err)
 	}
-	r := &reader{file: path, folder: filepath.Dir(abs)}
-	root, err := parse(data)
-	if err != nil {
-		return nil, nil, Problems{syntaxProblem(path, err)}
+	form, root, err := yamlform.Parse(path, data)
+	if errors.Is(err, yamlform.ErrEmpty) {
+		return nil, nil, Problems{{File: path, Message: "the file is empty", Hint: runnersHint}}
 	}
+	if err != nil {
+		return nil, nil, err
+	}
+	r := &reader{Reader: form, folder: filepath.Dir(abs)}
 	c := r.config(root)
 	if r.inlineSecret != nil && info.Mode().Perm()&0o077 != 0 {
-		r.warn(r.inlineSecret, "runners", fmt.Sprintf("others can read this file (mode %#o) and %s in it", info.Mode().Perm(), r.inlineNoun),
+		r.Warn(r.inlineSecret, "runners", fmt.Sprintf("others can read this file (mode %#o) and %s in it", info.Mode().Perm(), r.inlineNoun),
 			fmt.Sprintf("chmod 600 %s, or use a file of its own (_file)", path))
 	}
-	return c, r.sortedWarnings(), r.result(&c)
+	if err := r.Err(); err != nil {
+		return nil, r.Warnings(), err
+	}
+	return c, r.Warnings(), nil
 }
 
 // readFile reads a file of bounded size. Its errors are for people and name no path.
@@ -112,13 +119,13 @@ func plain(err error) error {
 func (r *reader) config(root *yaml.Node) *Config {
 	c := &Config{Listen: DefaultListen, Data: r.path(DefaultData)}
 	var runners *yaml.Node
-	r.mapping(root, "", fields{
+	r.Mapping(root, "", yamlform.Fields{
 		"listen":      func(n *yaml.Node, p string) { c.Listen = r.listen(n, p) },
 		"data":        func(n *yaml.Node, p string) { c.Data = r.dataFolder(n, p) },
 		"database":    func(n *yaml.Node, p string) { c.Database = r.database(n, p) },
 		"metrics":     func(n *yaml.Node, p string) { c.Metrics = r.metrics(n, p) },
 		"spool":       func(n *yaml.Node, p string) { c.Spool = r.spool(n, p) },
-		"ping_period": func(n *yaml.Node, p string) { c.PingPeriod = r.duration(n, p, time.Second, 25*time.Second) },
+		"ping_period": func(n *yaml.Node, p string) { c.PingPeriod = r.Duration(n, p, time.Second, 25*time.Second) },
 		"lease":       func(n *yaml.Node, p string) { c.StopAfter, c.LostAfter = r.fleetLease(n, p) },
 		"runners": func(n *yaml.Node, p string) {
 			runners = n
@@ -126,7 +133,7 @@ func (r *reader) config(root *yaml.Node) *Config {
 		},
 	})
 	if runners == nil && root.Kind == yaml.MappingNode {
-		r.problem(root, "runners", "is missing", runnersHint)
+		r.Problem(root, "runners", "is missing", runnersHint)
 	}
 	return c
 }

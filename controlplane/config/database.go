@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
 // Database is where the control plane's state is: the URL of a PostgreSQL database, or empty for a file in the data folder.
@@ -44,29 +46,29 @@ const databaseHint = "write postgres://user:password@host:5432/database; special
 
 // database reads the key of that name; "" if it is wrong.
 func (r *reader) database(n *yaml.Node, path string) Database {
-	n = resolve(n)
+	n = yamlform.Resolve(n)
 	var text string
-	known := fields{}
+	known := yamlform.Fields{}
 	r.secret(databaseURL, known, func(url string) { text = url })
-	if !r.mapping(n, path, known) {
+	if !r.Mapping(n, path, known) {
 		return ""
 	}
 	given := r.given(databaseURL, n, path)
 	if len(given) == 0 {
-		r.problem(n, path, "has no URL", "put the URL of a PostgreSQL database into a file of mode 600 and name it with url_file (or use url_env); "+
+		r.Problem(n, path, "has no URL", "put the URL of a PostgreSQL database into a file of mode 600 and name it with url_file (or use url_env); "+
 			"without the key database the state is kept in the data folder")
 	}
 	if text == "" || len(given) != 1 {
 		return ""
 	}
-	at, field := resolve(value(n, given[0])), path+"."+given[0]
+	at, field := yamlform.Resolve(yamlform.Value(n, given[0])), path+"."+given[0]
 	u, problem := checkDatabase(text)
 	if problem != "" {
-		r.problem(at, field, problem, databaseHint)
+		r.Problem(at, field, problem, databaseHint)
 		return ""
 	}
 	if host := u.Hostname(); host != "" && !isLocal(host) && !encrypts(u.Query().Get("sslmode")) {
-		r.warn(at, field, "the connection to "+host+" may be in the clear", "add ?sslmode=verify-full (or require) to the URL")
+		r.Warn(at, field, "the connection to "+host+" may be in the clear", "add ?sslmode=verify-full (or require) to the URL")
 	}
 	return Database(text)
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
 // What stands between an agent's limit and the control plane's report. A job that is told to stop has a kill grace
@@ -29,7 +31,7 @@ func leastLoss(stopAfter time.Duration) time.Duration {
 func (r *reader) fleetLease(n *yaml.Node, path string) (stopAfter, lostAfter time.Duration) {
 	stopAfter, lostAfter = r.lease(n, path, time.Second)
 	if stopAfter > 0 && lostAfter-stopAfter < time.Minute {
-		r.warn(resolve(n), path, fmt.Sprintf("lost_after is only %s longer than stop_after", lostAfter-stopAfter),
+		r.Warn(yamlform.Resolve(n), path, fmt.Sprintf("lost_after is only %s longer than stop_after", lostAfter-stopAfter),
 			"a job that stops slowly may still run when GitLab retries it; leave a minute or more between them")
 	}
 	return stopAfter, lostAfter
@@ -39,7 +41,7 @@ func (r *reader) fleetLease(n *yaml.Node, path string) (stopAfter, lostAfter tim
 func (r *reader) runnerLease(n *yaml.Node, path string) (stopAfter, lostAfter time.Duration) {
 	stopAfter, lostAfter = r.lease(n, path, shortestLease)
 	if least := leastLoss(stopAfter); stopAfter > 0 && lostAfter < least {
-		r.problem(resolve(n), path, fmt.Sprintf("lost_after (%s) is too short for a stop_after of %s", lostAfter, stopAfter),
+		r.Problem(yamlform.Resolve(n), path, fmt.Sprintf("lost_after (%s) is too short for a stop_after of %s", lostAfter, stopAfter),
 			fmt.Sprintf("make it %s or more: an agent that is cut off may need %s to stop a job, and clocks differ by up to a thousandth", least, stopTime))
 		return 0, 0
 	}
@@ -48,21 +50,21 @@ func (r *reader) runnerLease(n *yaml.Node, path string) (stopAfter, lostAfter ti
 
 // lease reads both times; they are 0 if there is something to complain about.
 func (r *reader) lease(n *yaml.Node, path string, shortest time.Duration) (stopAfter, lostAfter time.Duration) {
-	n = resolve(n)
-	if !r.mapping(n, path, fields{
-		"stop_after": func(n *yaml.Node, p string) { stopAfter = r.duration(n, p, shortest, longestLease) },
-		"lost_after": func(n *yaml.Node, p string) { lostAfter = r.duration(n, p, shortest, longestLoss) },
+	n = yamlform.Resolve(n)
+	if !r.Mapping(n, path, yamlform.Fields{
+		"stop_after": func(n *yaml.Node, p string) { stopAfter = r.Duration(n, p, shortest, longestLease) },
+		"lost_after": func(n *yaml.Node, p string) { lostAfter = r.Duration(n, p, shortest, longestLoss) },
 	}) {
 		return 0, 0
 	}
 	switch {
-	case (value(n, "stop_after") == nil) != (value(n, "lost_after") == nil):
-		r.problem(n, path, "has only one of stop_after and lost_after", "set both or neither")
+	case (yamlform.Value(n, "stop_after") == nil) != (yamlform.Value(n, "lost_after") == nil):
+		r.Problem(n, path, "has only one of stop_after and lost_after", "set both or neither")
 		return 0, 0
 	case stopAfter == 0 || lostAfter == 0: // said already, or neither is set
 		return 0, 0
 	case lostAfter <= stopAfter:
-		r.problem(n, path, fmt.Sprintf("lost_after (%s) is not longer than stop_after (%s)", lostAfter, stopAfter),
+		r.Problem(n, path, fmt.Sprintf("lost_after (%s) is not longer than stop_after (%s)", lostAfter, stopAfter),
 			"an agent that is cut off needs time to stop its jobs before they are reported as lost")
 		return 0, 0
 	}

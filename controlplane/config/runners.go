@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/switchyard-ci/switchyard/controlplane/registry"
+	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
 // Limits of a runner's entry.
@@ -28,15 +29,15 @@ var (
 )
 
 func (r *reader) runners(n *yaml.Node, path string) []Runner {
-	n = resolve(n)
+	n = yamlform.Resolve(n)
 	switch {
 	case n.Kind != yaml.SequenceNode:
-		r.problem(n, path, "must be a list of runners, not "+kind(n), "begin each runner with \"- name: …\"")
+		r.Problem(n, path, "must be a list of runners, not "+yamlform.Kind(n), "begin each runner with \"- name: …\"")
 		return nil
 	case len(n.Content) == 0:
-		r.problem(n, path, "is empty", runnersHint)
+		r.Problem(n, path, "is empty", runnersHint)
 	case len(n.Content) > maxRunners:
-		r.problem(n, path, fmt.Sprintf("has %d entries, more than %d", len(n.Content), maxRunners), "use a second control plane")
+		r.Problem(n, path, fmt.Sprintf("has %d entries, more than %d", len(n.Content), maxRunners), "use a second control plane")
 		return nil
 	}
 	runners := make([]Runner, 0, len(n.Content))
@@ -48,12 +49,12 @@ func (r *reader) runners(n *yaml.Node, path string) []Runner {
 			continue
 		}
 		if line, again := names[runner.Name]; again && runner.Name != "" {
-			r.problem(resolve(value(resolve(item), "name")), at+".name", fmt.Sprintf("%s is the name of the runner in line %d too", quoted(runner.Name), line), "give each runner its own")
+			r.Problem(yamlform.Resolve(yamlform.Value(yamlform.Resolve(item), "name")), at+".name", fmt.Sprintf("%s is the name of the runner in line %d too", yamlform.Quoted(runner.Name), line), "give each runner its own")
 		}
 		names[runner.Name] = item.Line
 		registration := [2]string{runner.URL, runner.Token}
 		if other, again := registrations[registration]; again && runner.URL != "" && runner.Token != "" {
-			r.problem(resolve(item), at, fmt.Sprintf("has the same url and token as %s", other), "register a runner of its own in GitLab, or raise the limit of the other")
+			r.Problem(yamlform.Resolve(item), at, fmt.Sprintf("has the same url and token as %s", other), "register a runner of its own in GitLab, or raise the limit of the other")
 		}
 		registrations[registration] = at
 		runners = append(runners, runner)
@@ -61,10 +62,10 @@ func (r *reader) runners(n *yaml.Node, path string) []Runner {
 	return runners
 }
 
-// runner reads an entry. It says no if the entry is not even a mapping; fields with complaints stay empty.
+// runner reads an entry. It says no if the entry is not even a mapping; yamlform.Fields with complaints stay empty.
 func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
 	runner.Runner = registry.Runner{Executor: DefaultExecutor, OutputLimit: DefaultOutputLimit << 10}
-	known := fields{
+	known := yamlform.Fields{
 		"name":        func(n *yaml.Node, p string) { runner.Name = r.name(n, p) },
 		"url":         func(n *yaml.Node, p string) { runner.URL = r.url(n, p) },
 		"tls_ca_file": func(n *yaml.Node, p string) { runner.CAFile = r.caFile(n, p) },
@@ -77,51 +78,51 @@ func (r *reader) runner(n *yaml.Node, path string) (runner Runner, ok bool) {
 		"labels":   func(n *yaml.Node, p string) { runner.Labels = r.runnerLabels(n, p) },
 		"executor": func(n *yaml.Node, p string) { runner.Executor = r.executor(n, p) },
 		"limit": func(n *yaml.Node, p string) {
-			limit, _ := r.number(n, p, 0, maxJobs, "jobs at once, 0 for no limit")
+			limit, _ := r.Number(n, p, 0, maxJobs, "jobs at once, 0 for no limit")
 			runner.Limit = int(limit)
 		},
 		"output_limit": func(n *yaml.Node, p string) {
-			limit, _ := r.number(n, p, 1, maxOutputLimit, fmt.Sprintf("KiB of trace per job; without it %d", DefaultOutputLimit))
+			limit, _ := r.Number(n, p, 1, maxOutputLimit, fmt.Sprintf("KiB of trace per job; without it %d", DefaultOutputLimit))
 			runner.OutputLimit = limit << 10
 		},
 		"agents": func(n *yaml.Node, p string) { runner.Selector = r.selector(n, p) },
 		"check_interval": func(n *yaml.Node, p string) {
-			runner.CheckInterval = r.duration(n, p, 100*time.Millisecond, time.Hour)
+			runner.CheckInterval = r.Duration(n, p, 100*time.Millisecond, time.Hour)
 		},
 		"requests_per_minute": func(n *yaml.Node, p string) {
-			limit, _ := r.number(n, p, 1, 1_000_000, "requests that GitLab has to work on in any minute")
+			limit, _ := r.Number(n, p, 1, 1_000_000, "requests that GitLab has to work on in any minute")
 			runner.RequestsPerMinute = int(limit)
 		},
 		"lease": func(n *yaml.Node, p string) { runner.StopAfter, runner.LostAfter = r.runnerLease(n, p) },
 	}
 	r.secret(runnerToken, known, func(token string) { runner.Token = token })
 	r.settings(known, &runner.Settings)
-	if !r.mapping(n, path, known) {
+	if !r.Mapping(n, path, known) {
 		return runner, false
 	}
-	n = resolve(n)
+	n = yamlform.Resolve(n)
 	for _, required := range [][2]string{{"name", "any text of your own, for logs and lists"}, {"url", urlHint}} {
-		if value(n, required[0]) == nil {
-			r.problem(n, path+"."+required[0], "is missing", required[1])
+		if yamlform.Value(n, required[0]) == nil {
+			r.Problem(n, path+"."+required[0], "is missing", required[1])
 		}
 	}
 	r.clientCertificate(n, path, &runner)
 	if len(r.given(runnerToken, n, path)) == 0 {
-		r.problem(n, path+".token_file", "is missing",
+		r.Problem(n, path+".token_file", "is missing",
 			"create a runner in GitLab (Settings > CI/CD > Runners), put its token into a file of mode 600 and name it here, or use token_env")
 	}
 	return runner, true
 }
 
 func (r *reader) name(n *yaml.Node, path string) string {
-	text, ok := r.text(n, path)
+	text, ok := r.Text(n, path)
 	switch {
 	case !ok:
 		return ""
 	case len(text) > maxName:
-		r.problem(resolve(n), path, fmt.Sprintf("has %d bytes, more than %d", len(text), maxName), "")
+		r.Problem(yamlform.Resolve(n), path, fmt.Sprintf("has %d bytes, more than %d", len(text), maxName), "")
 	case !utf8.ValidString(text), strings.ContainsFunc(text, func(c rune) bool { return !unicode.IsPrint(c) }), text != strings.TrimSpace(text):
-		r.problem(resolve(n), path, quoted(text)+" has characters that cannot be shown, or spaces around it", "")
+		r.Problem(yamlform.Resolve(n), path, yamlform.Quoted(text)+" has characters that cannot be shown, or spaces around it", "")
 	default:
 		return text
 	}
@@ -132,31 +133,31 @@ const urlHint = "write GitLab's address as in the browser, for example https://g
 
 // url reads GitLab's address and gives it one form.
 func (r *reader) url(n *yaml.Node, path string) string {
-	text, ok := r.text(n, path)
+	text, ok := r.Text(n, path)
 	if !ok {
 		return ""
 	}
-	n = resolve(n)
+	n = yamlform.Resolve(n)
 	u, err := url.Parse(text)
 	switch {
 	case err != nil:
-		r.problem(n, path, quoted(text)+" is not a URL", urlHint) // err repeats the text, a password included
+		r.Problem(n, path, yamlform.Quoted(text)+" is not a URL", urlHint) // err repeats the text, a password included
 		return ""
 	case u.User != nil:
-		r.problem(n, path, "has a user or a password in it", "remove them; the runner's token is all that is needed")
+		r.Problem(n, path, "has a user or a password in it", "remove them; the runner's token is all that is needed")
 		return ""
 	case u.Scheme != "http" && u.Scheme != "https":
-		r.problem(n, path, fmt.Sprintf("%s begins with neither https:// nor http://", quoted(text)), urlHint)
+		r.Problem(n, path, fmt.Sprintf("%s begins with neither https:// nor http://", yamlform.Quoted(text)), urlHint)
 		return ""
 	case u.Hostname() == "":
-		r.problem(n, path, quoted(text)+" names no host", urlHint)
+		r.Problem(n, path, yamlform.Quoted(text)+" names no host", urlHint)
 		return ""
 	case u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
-		r.problem(n, path, "has a part after ? or #", urlHint) // not shown: it may be a secret
+		r.Problem(n, path, "has a part after ? or #", urlHint) // not shown: it may be a secret
 		return ""
 	}
 	if u.Scheme == "http" {
-		r.warn(n, path, "http:// sends tokens and sources in the clear", "use https:// if GitLab has it")
+		r.Warn(n, path, "http:// sends tokens and sources in the clear", "use https:// if GitLab has it")
 	}
 	u.Host = strings.ToLower(u.Host)
 	u.Path, u.RawPath = strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/ci"), ""
@@ -164,21 +165,21 @@ func (r *reader) url(n *yaml.Node, path string) string {
 }
 
 func (r *reader) executor(n *yaml.Node, path string) string {
-	text, ok := r.text(n, path)
+	text, ok := r.Text(n, path)
 	switch {
 	case !ok:
 		return ""
 	case slices.Contains(executors, text):
 		return text
 	case slices.Contains(planned, text):
-		r.problem(resolve(n), path, fmt.Sprintf("%s is not available in this version", text), "available: "+strings.Join(executors, ", "))
+		r.Problem(yamlform.Resolve(n), path, fmt.Sprintf("%s is not available in this version", text), "available: "+strings.Join(executors, ", "))
 	default:
-		near := nearest(text, slices.Concat(executors, planned))
+		near := yamlform.Nearest(text, slices.Concat(executors, planned))
 		hint := "available: " + strings.Join(executors, ", ")
 		if near != "" {
 			hint = fmt.Sprintf("did you mean %q?", near)
 		}
-		r.problem(resolve(n), path, "unknown executor "+quoted(text), hint)
+		r.Problem(yamlform.Resolve(n), path, "unknown executor "+yamlform.Quoted(text), hint)
 	}
 	return ""
 }

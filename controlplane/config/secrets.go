@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
 // secret is a kind of secret that a file may hold, name a file of, or name an environment variable of.
@@ -35,7 +37,7 @@ var (
 )
 
 // secret adds the three keys of a secret to those of a mapping; to is given its value.
-func (r *reader) secret(s secret, known fields, to func(string)) {
+func (r *reader) secret(s secret, known yamlform.Fields, to func(string)) {
 	known[s.key] = func(n *yaml.Node, p string) { to(r.secretInline(s, n, p)) }
 	known[s.key+"_file"] = func(n *yaml.Node, p string) { to(r.secretFile(s, n, p)) }
 	known[s.key+"_env"] = func(n *yaml.Node, p string) { to(r.secretEnv(s, n, p)) }
@@ -45,18 +47,18 @@ func (r *reader) secret(s secret, known fields, to func(string)) {
 func (r *reader) given(s secret, mapping *yaml.Node, path string) []string {
 	var given []string
 	for _, key := range []string{s.key, s.key + "_file", s.key + "_env"} {
-		if value(mapping, key) != nil {
+		if yamlform.Value(mapping, key) != nil {
 			given = append(given, key)
 		}
 	}
 	if len(given) > 1 {
-		r.problem(mapping, path, strings.Join(given, " and ")+" are both set", "keep one of them")
+		r.Problem(mapping, path, strings.Join(given, " and ")+" are both set", "keep one of them")
 	}
 	return given
 }
 
 func (r *reader) secretInline(s secret, n *yaml.Node, path string) string {
-	text, ok := r.text(n, path)
+	text, ok := r.Text(n, path)
 	if !ok {
 		return ""
 	}
@@ -67,23 +69,23 @@ func (r *reader) secretInline(s secret, n *yaml.Node, path string) string {
 // inline notes that the file itself holds a secret.
 func (r *reader) inline(n *yaml.Node, s secret) {
 	if r.inlineSecret == nil {
-		r.inlineSecret, r.inlineNoun = resolve(n), s.noun
+		r.inlineSecret, r.inlineNoun = yamlform.Resolve(n), s.noun
 	}
 }
 
 func (r *reader) secretFile(s secret, n *yaml.Node, path string) string {
-	text, ok := r.text(n, path)
+	text, ok := r.Text(n, path)
 	if !ok {
 		return ""
 	}
 	file := r.path(text)
 	data, info, err := readFile(file)
 	if err != nil {
-		r.problem(resolve(n), path, fmt.Sprintf("%s cannot be read: %v", file, err), fmt.Sprintf("put %s into it, with mode 600 and the owner of this process", s.whole))
+		r.Problem(yamlform.Resolve(n), path, fmt.Sprintf("%s cannot be read: %v", file, err), fmt.Sprintf("put %s into it, with mode 600 and the owner of this process", s.whole))
 		return ""
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		r.warn(resolve(n), path, fmt.Sprintf("others can read %s (mode %#o)", file, info.Mode().Perm()), "chmod 600 "+file)
+		r.Warn(yamlform.Resolve(n), path, fmt.Sprintf("others can read %s (mode %#o)", file, info.Mode().Perm()), "chmod 600 "+file)
 	}
 	return r.checked(s, n, path, file, string(data))
 }
@@ -91,18 +93,18 @@ func (r *reader) secretFile(s secret, n *yaml.Node, path string) string {
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func (r *reader) secretEnv(s secret, n *yaml.Node, path string) string {
-	name, ok := r.text(n, path)
+	name, ok := r.Text(n, path)
 	if !ok {
 		return ""
 	}
 	if !envName.MatchString(name) {
 		// It is not repeated: it may well be the secret itself.
-		r.problem(resolve(n), path, "is not the name of an environment variable", fmt.Sprintf("name the variable that holds %s, for example %s", s.noun, s.example))
+		r.Problem(yamlform.Resolve(n), path, "is not the name of an environment variable", fmt.Sprintf("name the variable that holds %s, for example %s", s.noun, s.example))
 		return ""
 	}
 	value, ok := os.LookupEnv(name)
 	if !ok {
-		r.problem(resolve(n), path, fmt.Sprintf("the environment variable %s is not set", name), fmt.Sprintf("set it to %s, or use %s_file", s.whole, s.key))
+		r.Problem(yamlform.Resolve(n), path, fmt.Sprintf("the environment variable %s is not set", name), fmt.Sprintf("set it to %s, or use %s_file", s.whole, s.key))
 		return ""
 	}
 	return r.checked(s, n, path, "the environment variable "+name, value)
@@ -110,19 +112,19 @@ func (r *reader) secretEnv(s secret, n *yaml.Node, path string) string {
 
 // checked checks a secret and never shows it.
 func (r *reader) checked(s secret, n *yaml.Node, path, where, text string) string {
-	n = resolve(n)
+	n = yamlform.Resolve(n)
 	word := strings.TrimSpace(text)
 	switch {
 	case word == "":
-		r.problem(n, path, where+" is empty", s.hint)
+		r.Problem(n, path, where+" is empty", s.hint)
 	case len(word) > s.most:
-		r.problem(n, path, fmt.Sprintf("%s has more than %d bytes", where, s.most), s.hint)
+		r.Problem(n, path, fmt.Sprintf("%s has more than %d bytes", where, s.most), s.hint)
 	case strings.ContainsAny(word, "\r\n"):
-		r.problem(n, path, where+" has more than one line", s.hint)
+		r.Problem(n, path, where+" has more than one line", s.hint)
 	case strings.ContainsFunc(word, func(c rune) bool { return c <= ' ' || c > '~' }):
-		r.problem(n, path, where+" has spaces or special characters in it", s.hint)
+		r.Problem(n, path, where+" has spaces or special characters in it", s.hint)
 	case s.key == runnerToken.key && strings.HasPrefix(word, "glpat-"):
-		r.problem(n, path, where+" holds a personal access token (glpat-)", "a runner needs its own, which begins with glrt-")
+		r.Problem(n, path, where+" holds a personal access token (glpat-)", "a runner needs its own, which begins with glrt-")
 	default:
 		return word
 	}

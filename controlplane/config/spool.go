@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/switchyard-ci/switchyard/internal/yamlform"
 )
 
 // Spool limits what the spool of traces takes of its disk. A limit that the file leaves to the control plane is 0.
@@ -21,7 +23,7 @@ const (
 )
 
 func (r *reader) spool(n *yaml.Node, at string) (s Spool) {
-	r.mapping(n, at, fields{
+	r.Mapping(n, at, yamlform.Fields{
 		"max_size": func(n *yaml.Node, p string) { s.MaxSize = r.size(n, p, leastSpool, mostSpool) },
 		"min_free": func(n *yaml.Node, p string) { s.MinFree = r.size(n, p, 1, mostSpool) },
 	})
@@ -33,15 +35,15 @@ var sizeUnits = map[string]int64{"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 
 
 // size reads a number of bytes with its unit; 0 if it is wrong.
 func (r *reader) size(n *yaml.Node, at string, least, most int64) int64 {
-	n = resolve(n)
+	n = yamlform.Resolve(n)
 	text := strings.TrimRight(n.Value, "BKMGTi")
 	unit, known := sizeUnits[n.Value[len(text):]]
 	count, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
 	switch {
 	case n.Kind != yaml.ScalarNode || err != nil || !known:
-		r.problem(n, at, "must be a size with its unit, not "+kind(n), sizeHint)
+		r.Problem(n, at, "must be a size with its unit, not "+yamlform.Kind(n), sizeHint)
 	case count < 0 || count > most/unit || count*unit < least:
-		r.problem(n, at, fmt.Sprintf("%s is not between %d and %d bytes", n.Value, least, most), sizeHint)
+		r.Problem(n, at, fmt.Sprintf("%s is not between %d and %d bytes", n.Value, least, most), sizeHint)
 	default:
 		return count * unit
 	}

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -150,6 +151,9 @@ func Parse(name string, text []byte) (*Policy, []yamlform.Problem, error) {
 		return nil, nil, yamlform.Problems{{File: name, Message: "it has more than 1024 KiB", Hint: "give shares to groups instead of to each of their projects"}}
 	}
 	r, root, err := yamlform.Parse(name, text)
+	if errors.Is(err, yamlform.ErrEmpty) {
+		return nil, nil, yamlform.Problems{{File: name, Message: "it is empty", Hint: "{} is the policy that leaves everything to the defaults"}}
+	}
 	if err != nil {
 		return nil, nil, err
 	}

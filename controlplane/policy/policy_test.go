@@ -125,11 +125,11 @@ func TestAnEmptyPolicyIsTheDefault(t *testing.T) {
 
 func TestMistakesAreToldWithTheirPlaces(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                          "p: the file is empty",
+		"":                          "p: it is empty; {} is the policy that leaves everything to the defaults",
 		"a: [":                      "p:1: did not find expected node content; the file must be YAML",
 		"- 1":                       "p:1:1: must be a mapping of keys to values, not a list; known keys: ",
 		"shares: fair":              `p:1:1: shares: unknown key; did you mean "share"?`,
-		"share: drf":                `p:1:8: share: "drf" is not known; one of fair, gitlab, fifo`,
+		"share: drf":                `p:1:8: share: "drf" is unknown; available: fair, gitlab, fifo`,
 		"ageing: 5":                 "p:1:9: ageing: must be a time with its unit, not the number 5; write it like",
 		"half_life: 9000h":          "p:1:12: half_life: 9000h0m0s is not between 1s and 720h0m0s",
 		"classes: [urgent]":         "p:1:10: classes: does not have the class normal; list it where jobs without a class belong",
@@ -150,7 +150,7 @@ func TestMistakesAreToldWithTheirPlaces(t *testing.T) {
 		"runners: [{name: a, claim_ahead: {for: 6m}}]":  "p:1:40: runners[0].claim_ahead.for: 6m0s is not between 1s and 5m0s",
 		"runners: [{name: a, group: g, project: g/p}]":  "p:1:11: runners[0]: has a group and a project; a runner is registered for one of them",
 		"groups: {hard_quota: nothing}":                 `p:1:22: groups.hard_quota: must be a whole number, not the text "nothing"; none takes away what the defaults say`,
-		"placement: [{strategy: best}]":                 `p:1:24: placement[0].strategy: "best" is not known; one of spread, pack`,
+		"placement: [{strategy: best}]":                 `p:1:24: placement[0].strategy: "best" is unknown; available: spread, pack`,
 		"placement: [{warm: false, warm_wait: 1s}]":     "p:1:13: placement[0]: has a warm_wait, but warm is false",
 		"rules: [{when: 'true'}]":                       "p:1:9: rules[0]: gives neither a class nor a priority",
 		"rules: [{when: stage, priority: 1}]":           "p:1:16: rules[0].when: is no condition: it is of the type string, not true or false; it is written in CEL",

@@ -2,7 +2,6 @@ package yamlform
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -63,9 +62,6 @@ var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 // syntaxProblem gives the parser's error its place.
 func syntaxProblem(file string, err error) Problem {
 	p := Problem{File: file, Message: strings.TrimPrefix(err.Error(), "yaml: "), Hint: "the file must be YAML"}
-	if errors.Is(err, errEmpty) {
-		p.Hint = ""
-	}
 	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 		p.Line, _ = strconv.Atoi(m[1]) // digits
 		p.Message = strings.TrimPrefix(err.Error(), m[0])
@@ -73,8 +69,8 @@ func syntaxProblem(file string, err error) Problem {
 	return p
 }
 
-// nearest returns the known name that an unknown one was most likely meant to be, or "".
-func nearest(name string, known []string) string {
+// Nearest returns the known name that an unknown one was most likely meant to be, or "".
+func Nearest(name string, known []string) string {
 	best, bestDistance := "", max(2, len(name)/3)+1
 	for _, k := range known {
 		if d := distance(strings.ToLower(name), k); d < bestDistance {

@@ -23,12 +23,17 @@ type Reader struct {
 	problems, warnings []Problem
 }
 
-var errEmpty = errors.New("the file is empty")
+// ErrEmpty is in the error of Parse for a file without a document.
+var ErrEmpty = errors.New("the file is empty")
 
-// Parse returns the root of a file with one document. The file's name is for messages only. The error is Problems.
+// Parse returns the root of a file with one document. The file's name is for messages only. The error is Problems, or
+// ErrEmpty.
 func Parse(file string, data []byte) (*Reader, *yaml.Node, error) {
 	root, err := parse(data)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrEmpty):
+		return nil, nil, fmt.Errorf("%s: %w", file, ErrEmpty)
+	case err != nil:
 		return nil, nil, Problems{syntaxProblem(file, err)}
 	}
 	return &Reader{file: file}, root, nil
@@ -39,7 +44,7 @@ func parse(data []byte) (*yaml.Node, error) {
 	var document, second yaml.Node
 	switch err := decoder.Decode(&document); {
 	case errors.Is(err, io.EOF):
-		return nil, errEmpty
+		return nil, ErrEmpty
 	case err != nil:
 		return nil, err
 	}
@@ -125,7 +130,7 @@ func (r *Reader) Mapping(n *yaml.Node, path string, known Fields) bool {
 }
 
 func keyHint(name string, known Fields) string {
-	if near := nearest(name, slices.Sorted(maps.Keys(known))); near != "" {
+	if near := Nearest(name, slices.Sorted(maps.Keys(known))); near != "" {
 		return fmt.Sprintf("did you mean %q?", near)
 	}
 	return "known keys: " + names(known)
@@ -214,7 +219,7 @@ func (r *Reader) Choice(n *yaml.Node, path string, words ...string) string {
 	case !ok:
 		return ""
 	case !slices.Contains(words, text):
-		r.Problem(n, path, Quoted(text)+" is not known", "one of "+strings.Join(words, ", "))
+		r.Problem(n, path, Quoted(text)+" is unknown", "available: "+strings.Join(words, ", "))
 		return ""
 	}
 	return text
