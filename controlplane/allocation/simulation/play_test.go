@@ -219,7 +219,7 @@ projects:
 `))
 	require.Error(t, err)
 	for _, want := range []string{
-		"s:1:8: slots: -1 is less than 1", "s:2:11: duration: 0s is not between 1ms and", `s:3:17: policy.share: "fastest" is not known; one of fair`,
+		"s:1:8: slots: -1 is less than 1", "s:2:11: duration: 0s is not between 1ms and", `s:3:17: policy.share: "fastest" is unknown; available: fair`,
 		"s:3:52: policy.nodes[0].weight: -1 is less than 1", `s:5:12: projects[0].path: "/a" is no path of a project`,
 		"s:5:5: projects[0]: does not say how many jobs come", "s:6:5: projects[1].length: is missing; say how long",
 		"s:6:5: projects[1]: does not say how many jobs come", "s:7:36: projects[2].class: unknown key",
