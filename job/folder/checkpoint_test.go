@@ -104,9 +104,11 @@ func TestWhatIsLeftAfterALossOfPowerIsABeginningOfTheTrace(t *testing.T) {
 			r.replace(t, folder.CheckpointsFile, leftRecords)
 		}
 		spoilt := rapid.SampledFrom([]string{"", "", "", "prefix", "spec"}).Draw(t, "spoilt")
+		leftPrefix := prefix
 		switch spoilt {
 		case "prefix":
-			r.replace(t, folder.PrefixFile, crash(t, "prefix", prefix))
+			leftPrefix = crash(t, "prefix", prefix)
+			r.replace(t, folder.PrefixFile, leftPrefix)
 		case "spec":
 			r.replace(t, folder.SpecFile, nil)
 		}
@@ -121,7 +123,7 @@ func TestWhatIsLeftAfterALossOfPowerIsABeginningOfTheTrace(t *testing.T) {
 			require.EqualValues(t, len(left)-len(n), cut)
 		}
 		// All that is whole and has a whole record is believed.
-		if spoilt == "prefix" && !bytes.Equal(p, prefix) {
+		if !bytes.Equal(leftPrefix, prefix) {
 			return
 		}
 		for length, number := range lengths {
