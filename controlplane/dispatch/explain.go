@@ -163,7 +163,7 @@ func (d *Dispatcher) ExplainRunner(name string) (Explanation, error) {
 		e.Verdict, e.Sentence = allocation.Blocked, fmt.Sprintf("Runner %s claims no more: %s.", name, why)
 		e.Reasons = []allocation.Reason{{Cause: allocation.Held, Node: name, Kind: "runner", Detail: why}}
 	}
-	if n := len(r.waiting); n > 0 {
+	if n := r.waiting.len(); n > 0 {
 		e.Notes = append(e.Notes, fmt.Sprintf("%d jobs that it has claimed wait for a slot.", n))
 	}
 	if r.twoPhase.state != "" {

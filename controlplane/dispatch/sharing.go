@@ -97,9 +97,9 @@ func (d *Dispatcher) accountLocked(j *job) {
 	now, key, was := time.Now(), j.key(), j.standing
 	j.standing = want
 	if want == held || want == queued {
-		j.runner.waiting[j] = struct{}{}
+		j.runner.waiting.add(j)
 	} else {
-		delete(j.runner.waiting, j)
+		j.runner.waiting.remove(j)
 	}
 	switch {
 	case was == running && want == absent:
@@ -262,7 +262,7 @@ func (d *Dispatcher) learnedLocked(r *runner) {
 		r.careful = false
 		delete(d.stalled, r)
 	}
-	for j := range r.waiting {
+	for j := range r.waiting.all() {
 		d.tellLocked(j)
 	}
 	d.serveRunnerLocked(r)
@@ -271,7 +271,7 @@ func (d *Dispatcher) learnedLocked(r *runner) {
 // stoppedLocked says why the runner may not claim although it would be its turn, or "".
 func (d *Dispatcher) stoppedLocked(r *runner) string {
 	rules := d.policy.Runner(r.Name)
-	if n := len(r.waiting); n >= max(rules.Hold, aheadProjects*rules.Ahead) {
+	if n := r.waiting.len(); n >= max(rules.Hold, aheadProjects*rules.Ahead) {
 		return fmt.Sprintf("%d jobs that it has claimed wait already", n)
 	}
 	for p := range r.stalls {

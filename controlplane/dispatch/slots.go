@@ -26,7 +26,7 @@ type runner struct {
 	leases  map[*lease]struct{} // all that it holds
 	claims  map[*lease]struct{} // those of them that are for claims under way
 	jobs    map[int64]*job      // claimed and not finished, with an agent or without
-	waiting map[*job]struct{}   // those of them that have no slot
+	waiting backlog             // those of them that have no slot
 	waiters []*waiter           // Reserve calls, oldest first
 	wants   int                 // claims, as allocation was told
 	ahead   int                 // claims under way without a slot
@@ -47,7 +47,7 @@ func newRunner(r Runner, p *pool) *runner {
 	return &runner{
 		Runner: r, pool: p,
 		leases: make(map[*lease]struct{}), claims: make(map[*lease]struct{}), jobs: make(map[int64]*job),
-		waiting: make(map[*job]struct{}), stalls: make(map[allocation.Project]struct{}),
+		waiting: newBacklog(), stalls: make(map[allocation.Project]struct{}),
 	}
 }
 
@@ -181,16 +181,10 @@ func (d *Dispatcher) mayLookAheadLocked(r *runner, rules policy.Runner) bool {
 	if r.Limit > 0 && len(r.claims)+r.ahead+len(r.jobs) >= r.Limit || d.stoppedLocked(r) != "" {
 		return false
 	}
-	now, most := time.Now(), 0
-	projects := make(map[int64]int)
-	for j := range r.waiting {
-		if now.Sub(j.row.ClaimedAt) >= rules.AheadFor {
-			return false
-		}
-		projects[j.row.Envelope.ProjectID]++
-		most = max(most, projects[j.row.Envelope.ProjectID])
+	if j := r.waiting.oldest(); j != nil && time.Since(j.row.ClaimedAt) >= rules.AheadFor {
+		return false
 	}
-	return most+r.ahead < rules.Ahead
+	return r.waiting.most()+r.ahead < rules.Ahead
 }
 
 // grantLocked lets the oldest Reserve of a runner return.
