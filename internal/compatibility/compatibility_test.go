@@ -159,7 +159,7 @@ func TestVariables(t *testing.T) {
 func TestMessages(t *testing.T) {
 	d := readDocument(t)
 	var patterns [][]string
-	for _, f := range sources(t, "job", "executors", "controlplane/config", "cmd/switchyard-agent", "gitlab/runnerapi", "agent") {
+	for _, f := range sources(t, "job", "executors", "controlplane/config", "internal/yamlform", "cmd/switchyard-agent", "gitlab/runnerapi", "agent") {
 		patterns = append(patterns, f.messages()...)
 	}
 	require.Greater(t, len(d.messages), 50)
