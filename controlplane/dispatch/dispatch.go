@@ -142,13 +142,7 @@ type Dispatcher struct {
 	stalled map[*runner]struct{} // those with stalls
 
 	// inserting are the jobs that are being stored.
-	inserting map[gitLabJob]bool
-}
-
-// gitLabJob names a job as GitLab does.
-type gitLabJob struct {
-	url string
-	id  int64
+	inserting map[allocation.JobKey]bool
 }
 
 // New makes a dispatcher. It does nothing before Start.
@@ -180,7 +174,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		stalled: make(map[*runner]struct{}),
 
 		awaited:   make(map[string][]*job),
-		inserting: make(map[gitLabJob]bool),
+		inserting: make(map[allocation.JobKey]bool),
 	}
 	maps.Copy(d.drained, cfg.Drained)
 	if d.policy == nil {
@@ -302,17 +296,22 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 	if r == nil {
 		return fmt.Errorf("take over a job of runner %q: %w", name, ErrUnknownRunner)
 	}
-	claim := gitLabJob{r.URL, c.Envelope.ID}
 	row := newRow(r, c)
 	j := d.newJob(store.Job{
 		Runner: row.Runner, GitLabURL: row.GitLabURL, GitLabJobID: row.GitLabJobID, Envelope: row.Envelope, ClaimedAt: row.ClaimedAt,
 	}, r, life{})
-	if d.inserting[claim] || d.known[j.key()] != nil {
+	key, rules := j.key(), d.policy
+	d.mu.Unlock()
+	d.rank(rules, j) // rules may take their time
+	d.mu.Lock()
+	if d.policy != rules {
+		d.rank(d.policy, j)
+	}
+	if d.inserting[key] || d.known[key] != nil {
 		d.twiceLocked(r, res, c)
 		return nil
 	}
-	d.inserting[claim] = true
-	d.rankLocked(j)
+	d.inserting[key] = true
 	d.seatLocked(j, res.takeLocked())
 	if j.lease != nil {
 		row.Agent = j.lease.agent.id
@@ -321,7 +320,7 @@ func (d *Dispatcher) Claimed(ctx context.Context, name string, res *Reservation,
 	stored, err := d.cfg.Store.InsertJob(ctx, row)
 	_ = d.stored(err)
 	d.mu.Lock()
-	delete(d.inserting, claim)
+	delete(d.inserting, key)
 	known := errors.Is(err, store.ErrExists)
 	if known && stored.State != store.JobClaimed || err != nil && !known {
 		if l := d.unseatLocked(j); l != nil {

@@ -313,16 +313,10 @@ func (d *Dispatcher) Usage() []UsageRow {
 	return rows
 }
 
-// Nodes returns the tree of shares as it is now.
-func (d *Dispatcher) Nodes() []allocation.NodeStatus {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.shares.Status(time.Now())
-}
-
 // UsageSnapshot returns what was used in a form for Config.Usage.
 func (d *Dispatcher) UsageSnapshot() ([]byte, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.book.Snapshot(time.Now())
+	s := d.book.Snapshot(time.Now())
+	d.mu.Unlock()
+	return s.Encode() // takes its time where there are many projects
 }

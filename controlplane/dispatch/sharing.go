@@ -40,8 +40,10 @@ func (j *job) home() placement.Project {
 	return placement.Project{GitLab: j.row.GitLabURL, ID: j.row.Envelope.ProjectID}
 }
 
-// rankLocked lets the policy's rules judge the job.
-func (d *Dispatcher) rankLocked(j *job) {
+func (d *Dispatcher) rankLocked(j *job) { d.rank(d.policy, j) }
+
+// rank lets a policy's rules judge the job, which nobody else sees yet unless the lock is held.
+func (d *Dispatcher) rank(p *policy.Policy, j *job) {
 	e := &j.row.Envelope
 	facts := policy.Facts{
 		GitLab: j.row.GitLabURL, Project: e.ProjectPath, Ref: e.Ref, Protected: e.Protected, Stage: e.Stage, Job: e.JobName,
@@ -51,10 +53,10 @@ func (d *Dispatcher) rankLocked(j *job) {
 		facts.Tag = e.Ref
 	}
 	var err error
-	if j.rank, err = d.policy.Rank(facts); err != nil {
+	if j.rank, err = p.Rank(facts); err != nil {
 		d.log.Warn("rules of the policy could not be asked about a job", "job", j.row.ID, "gitlab_job", j.row.GitLabJobID, "error", err)
 	}
-	j.class, _ = d.policy.Class(j.rank.Class, j.row.GitLabURL, e.ProjectPath)
+	j.class, _ = p.Class(j.rank.Class, j.row.GitLabURL, e.ProjectPath)
 }
 
 // shared is the job as allocation sees it.

@@ -70,12 +70,6 @@ func (p *Pool) Best(w Want) (Choice, bool) {
 
 func (w *Want) allows(e *entry) bool { return !w.Known || w.Protected || !e.ProtectedOnly }
 
-// Suits says whether an agent of the pool may run the job at all, whatever room it has.
-func (p *Pool) Suits(agent string, w Want) bool {
-	e := p.byName[agent]
-	return e != nil && w.allows(e)
-}
-
 // Never says that the pool has agents and that none of them will ever take the job: all take protected jobs only, and it
 // is not one.
 func (p *Pool) Never(w Want) bool {
@@ -93,7 +87,7 @@ func Pass(now, since time.Time, wait time.Duration, choice Choice, somewhere, ot
 // Somewhere says whether one of the wanted warm agents is in the pool and may run the job.
 func (p *Pool) Somewhere(w Want) bool {
 	for _, name := range w.Warm {
-		if p.Suits(name, w) {
+		if e := p.byName[name]; e != nil && w.allows(e) {
 			return true
 		}
 	}

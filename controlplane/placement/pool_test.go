@@ -232,13 +232,6 @@ func TestWarmth(t *testing.T) {
 	require.Equal(t, []string{"c", "e", "d", "a"}, w.Agents(p))
 	require.Equal(t, []string{"e", "d", "c", "a"}, before, "what was given out does not change")
 	require.Empty(t, w.Agents(q))
-	w.Lost(p, "e")
-	w.Lost(q, "e")
-	require.Equal(t, []string{"c", "d", "a"}, w.Agents(p))
-	for _, agent := range []string{"c", "d", "a"} {
-		w.Lost(p, agent)
-	}
-	require.Empty(t, w.Agents(p))
 }
 
 func TestWarmthForgetsWhatWasNotBuiltForLongest(t *testing.T) {

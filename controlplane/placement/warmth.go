@@ -1,9 +1,6 @@
 package placement
 
-import (
-	"container/list"
-	"slices"
-)
+import "container/list"
 
 const (
 	// maxWarmProjects is how many projects are remembered; those that were not built for longest are forgotten.
@@ -66,17 +63,4 @@ func (w *Warmth) Agents(p Project) []string {
 		return at.Value.(*warm).agents
 	}
 	return nil
-}
-
-// Lost forgets what one agent had of a project: its working copy is gone.
-func (w *Warmth) Lost(p Project, agent string) {
-	at := w.projects[p]
-	if at == nil {
-		return
-	}
-	k := at.Value.(*warm)
-	if k.agents = slices.DeleteFunc(slices.Clone(k.agents), func(a string) bool { return a == agent }); len(k.agents) == 0 {
-		w.recent.Remove(at)
-		delete(w.projects, p)
-	}
 }

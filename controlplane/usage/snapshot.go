@@ -26,8 +26,11 @@ type (
 	counts map[int]uint32
 )
 
-// Snapshot returns the book in a form for Restore, what runs counted up to now.
-func (b *Book) Snapshot(now time.Time) ([]byte, error) {
+// Snapshot is a book at one moment. It has nothing in common with the book any more.
+type Snapshot struct{ saved savedBook }
+
+// Snapshot returns the book as it is, what runs counted up to now.
+func (b *Book) Snapshot(now time.Time) Snapshot {
 	for _, s := range b.running {
 		s.of.spend(s.since, now)
 		s.since = now
@@ -57,7 +60,12 @@ func (b *Book) Snapshot(now time.Time) ([]byte, error) {
 			saved.Projects = append(saved.Projects, k)
 		}
 	}
-	body, err := json.Marshal(saved)
+	return Snapshot{saved}
+}
+
+// Encode returns the form for Restore.
+func (s Snapshot) Encode() ([]byte, error) {
+	body, err := json.Marshal(s.saved)
 	if err != nil {
 		return nil, fmt.Errorf("write down what was used: %w", err)
 	}

@@ -124,7 +124,7 @@ func TestAgainstASum(t *testing.T) {
 					break
 				}
 			case 3:
-				body, err := b.Snapshot(now)
+				body, err := b.Snapshot(now).Encode()
 				require.NoError(t, err)
 				if b, err = Restore(now, body); err != nil {
 					t.Fatal(err)
