@@ -6,10 +6,8 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"maps"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -49,23 +47,17 @@ func (h *holds) hold(answer int, wants func(method, path, body string) bool) *ho
 	return one
 }
 
-// take returns the hold that wants a request, which from now on wants no other.
-func (h *holds) take(r *http.Request, body string) *hold {
+// take returns the hold that wants a request, which from now on wants no other. answer is 0 before GitLab hears of it.
+func (h *holds) take(r *http.Request, body string, answer int) *hold {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, one := range h.list {
-		if one.wants(r.Method, r.URL.Path, body) {
+		if one.answer == answer && one.wants(r.Method, r.URL.Path, body) {
 			h.list = append(h.list[:i:i], h.list[i+1:]...)
 			return one
 		}
 	}
 	return nil
-}
-
-func (h *holds) again(one *hold) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.list = append(h.list, one)
 }
 
 func (h *holds) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -77,20 +69,15 @@ func (h *holds) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), r.Body))
 	}
-	one := h.take(r, string(body))
+	h.pass(r, string(body), 0)
+	h.next.ServeHTTP(&answering{ResponseWriter: w, about: func(code int) { h.pass(r, string(body), code) }}, r)
+}
+
+// pass waits as long as a hold that wants the request says.
+func (h *holds) pass(r *http.Request, body string, answer int) {
+	one := h.take(r, body, answer)
 	if one == nil {
-		h.next.ServeHTTP(w, r)
 		return
-	}
-	var answer *httptest.ResponseRecorder
-	if one.answer != 0 {
-		answer = httptest.NewRecorder()
-		h.next.ServeHTTP(answer, r)
-		if answer.Code != one.answer {
-			h.again(one)
-			send(w, answer)
-			return
-		}
 	}
 	close(one.arrived)
 	select {
@@ -101,18 +88,31 @@ func (h *holds) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case <-r.Context().Done():
 		panic(http.ErrAbortHandler)
 	}
-	if answer != nil {
-		send(w, answer)
-		return
-	}
-	h.next.ServeHTTP(w, r)
 }
 
-func send(w http.ResponseWriter, answer *httptest.ResponseRecorder) {
-	maps.Copy(w.Header(), answer.Header())
-	w.WriteHeader(answer.Code)
-	_, _ = w.Write(answer.Body.Bytes())
+// answering asks before an answer goes out: also for a request that was waiting at GitLab before anyone wanted it held.
+type answering struct {
+	http.ResponseWriter
+	about func(code int)
+	begun bool
 }
+
+func (a *answering) WriteHeader(code int) {
+	if !a.begun && code >= http.StatusOK {
+		a.begun = true
+		a.about(code)
+	}
+	a.ResponseWriter.WriteHeader(code)
+}
+
+func (a *answering) Write(b []byte) (int, error) {
+	if !a.begun {
+		a.WriteHeader(http.StatusOK)
+	}
+	return a.ResponseWriter.Write(b)
+}
+
+func (a *answering) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 // Requests that the phases of a job wait for.
 

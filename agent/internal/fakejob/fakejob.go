@@ -50,6 +50,7 @@ func New(t testing.TB) *Executor {
 		t: t, running: make(map[string]*process), starts: make(map[string]int), destroyed: make(map[string]int),
 		leases: make(map[int64][]time.Duration),
 	}
+	t.TempDir() // the test's folders go after the jobs, which write there
 	t.Cleanup(func() {
 		x.mu.Lock()
 		for _, p := range x.running {
