@@ -100,6 +100,7 @@ type Job struct {
 	stopScript context.CancelCauseFunc
 	lease      *time.Timer
 	leaseTime  time.Duration
+	leaseEnd   time.Time
 }
 
 type phase int
@@ -130,6 +131,11 @@ func New(o Options) *Job {
 func (j *Job) Order(o folder.Order) {
 	switch o.Kind {
 	case folder.OrderCancelKill:
+		if end := j.lapsing(); end != nil {
+			j.Log.Error("the agent stops the job, whose lease runs out", "lease", end.message)
+			j.stop(end)
+			return
+		}
 		j.Log.Info("the job is canceled at once")
 		j.stop(errCanceled)
 	case folder.OrderCancelGraceful:
@@ -159,7 +165,7 @@ func (j *Job) Interrupt(signal os.Signal) {
 func (j *Job) renew(d time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.leaseTime = d
+	j.leaseTime, j.leaseEnd = d, time.Now().Add(d)
 	if j.lease != nil {
 		j.lease.Reset(d)
 		return
@@ -169,11 +175,34 @@ func (j *Job) renew(d time.Duration) {
 		d := j.leaseTime
 		j.mu.Unlock()
 		j.Log.Error("the lease has run out", "lease", d)
-		j.stop(&failure{
-			reason:  runnerapi.ReasonRunnerSystem,
-			message: fmt.Sprintf("the runner lost touch with its control plane for longer than %v, so the job was stopped", d),
-		})
+		j.stop(outOfTouch(d))
 	})
+}
+
+func outOfTouch(d time.Duration) *failure {
+	return &failure{
+		reason: runnerapi.ReasonRunnerSystem,
+		message: fmt.Sprintf("the runner lost touch with its control plane for longer than %v, so the job was stopped",
+			d.Round(leaseRounding)),
+	}
+}
+
+const (
+	// leaseMargin is how long before the lease's end as the job counts it a kill is the agent's, which counts to the same
+	// moment and may be first. Nobody else's comes then: the lease of an agent that hears of a cancel has most of it left.
+	leaseMargin = 2 * time.Second
+	// leaseRounding hides that a lease is told a little after it began.
+	leaseRounding = 100 * time.Millisecond
+)
+
+// lapsing is what a kill that comes now means if it is for the lease's end; nil: it is a cancel.
+func (j *Job) lapsing() *failure {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.lease == nil || time.Until(j.leaseEnd) > min(leaseMargin, j.leaseTime/2) {
+		return nil
+	}
+	return outOfTouch(j.leaseTime)
 }
 
 // Run runs the job to its end and returns how it ended, with the trace synced. It never fails: what goes wrong is a

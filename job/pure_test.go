@@ -3,10 +3,13 @@
 package job
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -102,6 +105,26 @@ func TestFailures(t *testing.T) {
 	require.Same(t, errCanceled, asFailure(fmt.Errorf("wrapped: %w", errCanceled)))
 	require.Len(t, shorten(strings.Repeat("é", 5000)), 4096+3)
 	require.Equal(t, "short", shorten("short"))
+}
+
+func TestAKillAtTheEndOfTheLeaseIsNoCancel(t *testing.T) {
+	for left, want := range map[time.Duration]string{
+		15 * time.Minute:       "canceled",
+		3 * time.Second:        "canceled",
+		100 * time.Millisecond: "the runner lost touch with its control plane for longer than 20m0s, so the job was stopped",
+		0:                      "the runner lost touch with its control plane for longer than 20m0s, so the job was stopped",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			j := New(Options{Log: slog.New(slog.DiscardHandler)})
+			j.Order(folder.Order{Kind: folder.OrderLease, Lease: 20*time.Minute - time.Millisecond})
+			time.Sleep(20*time.Minute - time.Millisecond - left)
+			j.Order(folder.Order{Kind: folder.OrderCancelKill})
+			require.Equal(t, want, asFailure(context.Cause(j.ctx)).message)
+		})
+	}
+	j := New(Options{Log: slog.New(slog.DiscardHandler)})
+	j.Order(folder.Order{Kind: folder.OrderCancelKill})
+	require.ErrorIs(t, context.Cause(j.ctx), errCanceled)
 }
 
 func TestProjectFolders(t *testing.T) {
