@@ -180,10 +180,12 @@ func (j *Job) renew(d time.Duration) {
 }
 
 func outOfTouch(d time.Duration) *failure {
+	if d > time.Second {
+		d = d.Round(leaseRounding)
+	}
 	return &failure{
-		reason: runnerapi.ReasonRunnerSystem,
-		message: fmt.Sprintf("the runner lost touch with its control plane for longer than %v, so the job was stopped",
-			d.Round(leaseRounding)),
+		reason:  runnerapi.ReasonRunnerSystem,
+		message: fmt.Sprintf("the runner lost touch with its control plane for longer than %v, so the job was stopped", d),
 	}
 }
 
