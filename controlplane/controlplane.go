@@ -139,7 +139,7 @@ func (s *Server) open(ctx context.Context) error {
 		return err
 	}
 	for i, r := range s.cfg.Runners {
-		p, err := s.clients.poller(r, runners[i].SystemID, s.dispatch)
+		p, err := s.clients.poller(r, runners[i].SystemID, s.dispatch, s.store.Fenced())
 		if err != nil {
 			return err
 		}

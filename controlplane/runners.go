@@ -131,14 +131,14 @@ func infoOf(r Runner) runnerapi.Info {
 	return info
 }
 
-func (c *clients) poller(r Runner, systemID string, d *dispatch.Dispatcher) (*polling.Poller, error) {
+func (c *clients) poller(r Runner, systemID string, d *dispatch.Dispatcher, fenced <-chan struct{}) (*polling.Poller, error) {
 	at, keeper := gitlabOf(r), c.keepers[r.Name]
 	return polling.New(polling.Options{
 		Runner: r.Name, Token: keeper.Token, Superseded: keeper.Superseded, SystemID: systemID,
 		Client: verified{c.byGitLab[at], c.ids[r.Name], keeper}, Dispatcher: slots{d}, Budget: c.budgets[at], Recovered: c.byGitLab[at].Recovered,
 		Info:          func() runnerapi.Info { return d.Info(r.Name) },
 		Slots:         func() int { return d.Slots(r.Name) },
-		CheckInterval: r.CheckInterval, RequestsPerMinute: r.RequestsPerMinute, Logger: c.log,
+		CheckInterval: r.CheckInterval, RequestsPerMinute: r.RequestsPerMinute, Fenced: fenced, Logger: c.log,
 	})
 }
 

@@ -106,6 +106,9 @@ type Options struct {
 	// Recovered returns a channel that is closed when GitLab works again after requests were held back; see
 	// [client.Client.Recovered]. The poller need not wait longer than until then. nil: it does.
 	Recovered func() <-chan struct{}
+	// Fenced is closed when another control plane has taken over: no job can be persisted any more, so Run ends without
+	// waiting for one. It may be nil.
+	Fenced <-chan struct{}
 	// Logger gets changes between working and failing; nil discards them.
 	Logger *slog.Logger
 }
@@ -194,7 +197,7 @@ func (p *Poller) Status() Status {
 
 // Run asks for jobs until ctx ends; it may be called once. Then it sends nothing more, cancels a held watch, and waits up
 // to ShutdownGrace for claims in flight and for the jobs that they bring to be persisted, because a claim that is cancelled
-// may lose its job. The error names what was lost; nil means nothing.
+// may lose its job. It ends the same way, at once, when it is fenced. The error names what was lost; nil means nothing.
 func (p *Poller) Run(ctx context.Context) error {
 	work, abort := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abort(nil)
@@ -214,7 +217,7 @@ func (p *Poller) Run(ctx context.Context) error {
 	grace := time.NewTimer(0)
 	grace.Stop()
 	defer grace.Stop()
-	recovered := p.o.Recovered()
+	recovered, fenced := p.o.Recovered(), p.o.Fenced
 	for {
 		select {
 		case on := <-p.pause:
@@ -246,10 +249,17 @@ func (p *Poller) Run(ctx context.Context) error {
 			done = nil
 			l.m.stop()
 			grace.Reset(ShutdownGrace)
+		case <-fenced:
+			fenced = nil
+			l.m.stop()
+			abort(errFenced)
 		case <-grace.C:
 			abort(errGraceOver)
 		}
 	}
 }
 
-var errGraceOver = fmt.Errorf("the control plane stopped and waited %s for it", ShutdownGrace)
+var (
+	errGraceOver = fmt.Errorf("the control plane stopped and waited %s for it", ShutdownGrace)
+	errFenced    = errors.New("another control plane has taken over")
+)

@@ -209,6 +209,35 @@ func TestShutdownGivesUpInTheEnd(t *testing.T) {
 	})
 }
 
+func TestAFencedPollerWaitsForNothing(t *testing.T) {
+	for name, hang := range map[string]bool{"a claim in flight": true, "a job that cannot be kept": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fenced := make(chan struct{})
+				b := startBench(t, 2, func(g *fakeGitLab, o *Options) {
+					o.Fenced = fenced
+					g.push(1)
+					if hang {
+						g.claim = func(ctx context.Context) error {
+							<-ctx.Done()
+							return context.Cause(ctx)
+						}
+					}
+				})
+				b.dispatcher.setDisk(func(Claim) error { return errDisk })
+				pass(time.Second)
+				start := time.Now()
+				close(fenced)
+				err := <-b.result
+				b.ended = true
+				require.Regexp(t, "may be lost: .*another control plane has taken over|job 1 is lost", err)
+				require.Equal(t, start, time.Now())
+				require.Len(t, b.dispatcher.slots, 2, "the slots are given back")
+			})
+		})
+	}
+}
+
 func TestShutdownCancelsHeldWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := startBench(t, 1, nil)
