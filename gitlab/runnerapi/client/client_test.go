@@ -271,6 +271,31 @@ func TestRequestJobAnswers(t *testing.T) {
 	}
 }
 
+// A job whose payload has a value of another type is taken: GitLab has given it away, and only who has it can end it.
+func TestAJobWithAnOddValueIsReceived(t *testing.T) {
+	for _, odd := range []string{
+		`"job_info":{"name":"test","project_id":3,"queue_size":"many"}`,
+		`"job_info":{"name":"test","project_id":3},"runner_info":{"timeout":3600.5}`,
+		`"variables":{"A":"b"},"job_info":{"name":"test","project_id":3}`,
+	} {
+		payload := `{"id":7,"token":"` + jobToken + `",` + odd + `}`
+		c := serve(t, answer(http.StatusCreated, "application/json", payload))
+		result, err := c.RequestJob(t.Context(), jobRequest(), LaneClaim)
+		require.NoError(t, err, odd)
+		require.Equal(t, JobReceived, result.Status)
+		require.Equal(t, payload, string(result.Payload))
+		require.EqualValues(t, 7, result.Envelope.ID)
+		require.Equal(t, jobToken, result.Envelope.Token)
+		require.Equal(t, "test", result.Envelope.JobInfo.Name, "what can be read is read")
+		require.EqualValues(t, 3, result.Envelope.JobInfo.ProjectID)
+	}
+	for _, odd := range []string{`{"id":"7","token":"t"}`, `{"id":7,"token":["t"]}`} { // nobody can say what becomes of it
+		c := serve(t, answer(http.StatusCreated, "application/json", odd))
+		_, err := c.RequestJob(t.Context(), jobRequest(), LaneClaim)
+		require.ErrorContains(t, err, "is not readable: json: cannot unmarshal")
+	}
+}
+
 func answer(code int, contentType, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header()["Content-Type"] = nil
