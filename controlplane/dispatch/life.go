@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/switchyard-ci/switchyard/controlplane/relay"
 	"github.com/switchyard-ci/switchyard/controlplane/store"
 	"github.com/switchyard-ci/switchyard/gitlab/runnerapi"
 )
@@ -54,87 +53,11 @@ const (
 	probePatience = 5 * time.Second
 )
 
-// lastLine begins the line with which the control plane ends the trace of a job that has no result of its own.
-const lastLine = "ERROR: Job failed (system failure): "
-
-// An event is something that happened to a job; the fields of the others are zero.
-type event struct {
-	kind    eventKind
-	epoch   int64  // reply, report: what the agent said
-	agent   string // placed, reply, report, up, down
-	ok      bool   // reply: accepted; finished: the result is persisted
-	state   store.JobState
-	result  *store.Result
-	verdict gitlabVerdict
-	cancel  cancelMode
-	reason  string
-	retry   time.Duration // running, pending: GitLab asked for this wait
-}
-
-type eventKind int
-
+// lastLine and canceledLine begin the line with which the control plane ends the trace of a job that has no result of its
+// own; a user's cancel is no failure of the system.
 const (
-	evBegin    eventKind = iota // the driver starts
-	evTick                      // wakeAt has come
-	evPlaced                    // agent has a slot for the job
-	evEpoch                     // epoch was persisted for agent
-	evReply                     // the agent answered the offer, or the start of a job that it does not hold
-	evReport                    // the agent says STARTED or FINISHED
-	evUp                        // the agent's session is back; state is what it holds ("" if it does not know the job)
-	evDown                      // the agent's session ended
-	evLost                      // the agent did not come back within the lease
-	evPending                   // answer to PUT state=pending
-	evRunning                   // answer to PUT state=running
-	evStarted                   // the start is persisted and the trace is open
-	evBegun                     // agent has begun the job in an epoch of which the store knows no start; see adopt.go
-	evReturned                  // the agent is back that the job waited for
-	evFinished                  // the result is persisted, or cannot be
-	evCancel                    // GitLab wants the job stopped
-	evReported                  // GitLab has the result, or wants nothing more
-	evHopeless                  // nobody will ever run the job
-)
-
-// gitlabVerdict is what an answer of GitLab's to PUT means for a job that has not started.
-type gitlabVerdict int
-
-const (
-	verdictOK      gitlabVerdict = iota // 200
-	verdictRunning                      // 400 to pending: the job already runs, there is no two-phase commit
-	verdictGone                         // 403, 404, 400 to running, canceled: not ours any more
-	verdictRetry                        // 409, 429, 5xx, no answer
-)
-
-// An action is something that the driver does, in order, before the next event.
-type action struct {
-	kind   actionKind
-	agent  string
-	state  store.JobState
-	result store.Result
-	cancel cancelMode
-	reason string
-	probe  bool  // actPending: the start waits for it
-	epoch  int64 // actAdopt: what the store knows
-}
-
-type actionKind int
-
-const (
-	actReoffer     actionKind = iota // persist the next epoch for agent; answered by evEpoch
-	actOffer                         // send the offer
-	actWithdraw                      // tell agent that the offer or the accepted job is off
-	actPending                       // PUT state=pending; answered by evPending
-	actRun                           // PUT state=running; answered by evRunning
-	actStart                         // persist the start, open the trace; answered by evStarted
-	actAdopt                         // persist that agent has begun the job, epoch being what the store knows; answered by evStarted
-	actSendStart                     // tell the agent to begin
-	actSendCancel                    // tell the agent to stop
-	actAck                           // tell the agent that its report is durable
-	actDropPayload                   // nobody needs the payload any more
-	actFinish                        // persist the result; answered by evFinished
-	actReport                        // let the relay report the result, wait a little until its trace is synced; answered by evReported
-	actLoss                          // like actReport, with what is here of the trace and a last line that says why
-	actDelete                        // stop reporting and forget the job
-	actForget                        // tell the agent to delete what it holds
+	lastLine     = "ERROR: Job failed (system failure): "
+	canceledLine = "ERROR: Job failed: "
 )
 
 // life is the state machine of one job's dispatch, without clocks, locks and I/O: step takes what happened and says what
@@ -226,147 +149,6 @@ func (l *life) step(now time.Time, ev event) []action {
 		return l.despair(ev.reason)
 	}
 	panic(fmt.Sprintf("dispatch: unknown event %d", ev.kind))
-}
-
-func (l *life) begin(now time.Time) []action {
-	switch l.phase {
-	case confirming:
-		return []action{l.confirm()}
-	case placing:
-		l.keepAt = now.Add(pendingKeepAlive)
-		return append(l.beginPlacing(now), l.ask()...)
-	case finished:
-		return []action{{kind: actReport}}
-	}
-	return nil
-}
-
-func (l *life) beginPlacing(now time.Time) []action {
-	switch {
-	case !l.slot:
-		return l.wait(now)
-	case l.fresh:
-		return l.offer(now)
-	}
-	return []action{{kind: actReoffer, agent: l.agent}}
-}
-
-// ask asks GitLab about two-phase commit while the agent is being asked for its part.
-func (l *life) ask() []action {
-	if !l.probe {
-		return nil
-	}
-	l.probe, l.probing = false, true
-	return []action{{kind: actPending, probe: true}}
-}
-
-// place gives the slot back and looks for an agent, after a pause if it says so.
-func (l *life) place(now time.Time, pause time.Duration) []action {
-	l.phase, l.slot, l.agent = placing, false, ""
-	l.resumeAt = now.Add(pause)
-	return l.wait(now)
-}
-
-// wait asks for an agent and keeps GitLab's patience up, each when its time has come.
-func (l *life) wait(now time.Time) []action {
-	searching := !l.slot && !l.asked
-	if searching && !now.Before(l.resumeAt) {
-		l.asked, searching = true, false
-	}
-	var acts []action
-	if !now.Before(l.keepAt) {
-		l.keepAt = now.Add(pendingKeepAlive)
-		acts = append(acts, l.keepAlive())
-	}
-	l.wakeAt = l.keepAt
-	if searching && l.resumeAt.Before(l.wakeAt) {
-		l.wakeAt = l.resumeAt
-	}
-	return acts
-}
-
-// confirm asks whether the job is still ours. One that nobody will run is accepted: only then can it be failed.
-func (l *life) confirm() action {
-	if l.hopeless != "" {
-		return l.run()
-	}
-	return action{kind: actPending}
-}
-
-// despair: nobody will ever run the job.
-func (l *life) despair(why string) []action {
-	if l.phase > placing || l.hopeless != "" {
-		return nil
-	}
-	l.hopeless = why
-	if l.confirmed {
-		return l.refuse(why, runnerapi.ReasonRunnerSystem)
-	}
-	l.phase, l.asked, l.wakeAt = confirming, false, time.Time{}
-	return []action{l.confirm()}
-}
-
-func (l *life) keepAlive() action {
-	if l.confirmed {
-		return l.run()
-	}
-	return action{kind: actPending}
-}
-
-func (l *life) run() action {
-	l.ran = true
-	return action{kind: actRun}
-}
-
-func (l *life) placed(ev event) []action {
-	l.asked, l.slot, l.agent, l.online = false, true, ev.agent, true
-	return []action{{kind: actReoffer, agent: ev.agent}}
-}
-
-func (l *life) offer(now time.Time) []action {
-	if l.phase != placing || !l.slot {
-		return nil
-	}
-	if !l.online {
-		return l.place(now, 0)
-	}
-	l.phase = offered
-	l.wakeAt = now.Add(offerPatience)
-	return []action{{kind: actOffer, agent: l.agent}}
-}
-
-func (l *life) reply(now time.Time, ev event) []action {
-	if ev.epoch != l.epoch || ev.agent != l.agent {
-		return nil // late, or of another attempt
-	}
-	switch {
-	case l.phase == offered && ev.ok:
-		l.phase = accepted
-		l.retries, l.refusals, l.avoided = 0, 0, nil
-		l.wakeAt, l.giveUpAt = time.Time{}, now.Add(slotPatience)
-		if l.probing {
-			return nil // its answer comes first: to a job that runs, GitLab's answer is the same with and without two-phase commit
-		}
-		return []action{l.run()}
-	case l.phase == offered:
-		return l.refused(now)
-	case l.phase == accepted && !ev.ok:
-		return l.down(now, ev)
-	case l.phase == started && !ev.ok:
-		return l.lost(event{reason: ev.reason})
-	}
-	return nil // repeated
-}
-
-// refused looks for another agent.
-func (l *life) refused(now time.Time) []action {
-	if l.avoided == nil {
-		l.avoided = make(map[string]bool)
-	}
-	l.avoided[l.agent] = true
-	pause := l.spread(min(refusalPause<<min(l.refusals, 10), retryMost))
-	l.refusals++
-	return l.place(now, pause)
 }
 
 func (l *life) tick(now time.Time) []action {
@@ -463,44 +245,6 @@ func (l *life) answered(now time.Time, ev event) (acts []action, over bool) {
 	return nil, false
 }
 
-// refuse finishes a job that no agent has begun: GitLab has it as running, so it needs a result.
-func (l *life) refuse(why string, reason runnerapi.FailureReason) []action {
-	acts := l.withdraw(why)
-	return append(acts, l.conclude(why, reason)...)
-}
-
-// conclude ends a job with a result of the control plane's own.
-func (l *life) conclude(why string, reason runnerapi.FailureReason) []action {
-	l.phase, l.truncated, l.adopting = finished, true, false
-	l.asked, l.slot, l.wakeAt = false, false, time.Time{}
-	l.result = &store.Result{
-		State: runnerapi.StateFailed, FailureReason: string(reason), Message: lastLine + why, TraceLength: relay.TraceUnknown,
-	}
-	return []action{{kind: actFinish, result: *l.result}}
-}
-
-// concluded says whether the result is the control plane's own.
-func (l *life) concluded() bool { return l.result != nil && l.result.TraceLength == relay.TraceUnknown }
-
-func (l *life) withdraw(why string) []action {
-	if l.phase != offered && l.phase != accepted {
-		return nil
-	}
-	return []action{{kind: actWithdraw, agent: l.agent, reason: why}}
-}
-
-// drop forgets a job that is not ours any more and that never started.
-func (l *life) drop(reason string) []action {
-	acts := l.withdraw(reason)
-	return append(acts, l.end(reason)...)
-}
-
-func (l *life) end(why string) []action {
-	l.phase = ended
-	l.asked, l.slot, l.wakeAt = false, false, time.Time{}
-	return []action{{kind: actDelete, reason: why}}
-}
-
 func (l *life) begun() []action {
 	l.adopting = false
 	if l.phase != started {
@@ -541,46 +285,6 @@ func (l *life) report(ev event) []action {
 		return []action{{kind: actAck, agent: ev.agent, state: store.JobFinished}}
 	}
 	return nil
-}
-
-func (l *life) done(ev event) []action {
-	if l.phase != finished {
-		return nil
-	}
-	l.unsaved = !ev.ok
-	var acts []action
-	if !l.unreported {
-		acts = append(acts, action{kind: actReport}) // before the agent hears of it its trace is to be safe
-	}
-	if l.agent != "" && !l.unsaved {
-		acts = append(acts, action{kind: actAck, agent: l.agent, state: store.JobFinished})
-	}
-	if l.unreported {
-		acts = append(acts, l.bury()...)
-	}
-	return acts
-}
-
-// gone: the relay is done with the job, in good or in bad.
-func (l *life) gone() []action {
-	if l.phase == finished {
-		return l.bury()
-	}
-	if l.phase == started && !l.online {
-		// The agent is away, or here without the job: nobody can be told to stop. Whoever has it still is told when he says so.
-		return l.end("GitLab wants nothing more of the job")
-	}
-	// GitLab refused the job while it runs: stop it, there is nobody to report to.
-	l.unreported = true
-	return l.stop(cancelKill, "GitLab wants nothing more of the job")
-}
-
-func (l *life) bury() []action {
-	acts := l.end("reported")
-	if l.agent != "" {
-		acts = append(acts, action{kind: actForget, agent: l.agent})
-	}
-	return acts
 }
 
 func (l *life) stop(mode cancelMode, reason string) []action {
