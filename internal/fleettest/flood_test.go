@@ -83,7 +83,7 @@ func flood(t testing.TB, period time.Duration, pings int) (plane, agent []time.D
 	f := start(t, localfleet.Options{
 		Slots: floods, PingPeriod: period, Logger: slog.New(p),
 		Runners: []localfleet.Runner{{
-			RunnerOptions: coordinator.RunnerOptions{RunUntagged: true}, OutputLimit: 32 << 20, RequestsPerMinute: 100_000,
+			RunnerOptions: coordinator.RunnerOptions{RunUntagged: true}, OutputLimit: 16 << 20, RequestsPerMinute: 100_000,
 		}},
 		Coordinator: coordinator.Options{Logger: slog.New(slog.DiscardHandler)},
 	})
