@@ -265,7 +265,7 @@ func TestACanceledJobThatWaitsForAnAgentEndsAtOnce(t *testing.T) {
 		u, trace, ok := g.result(id)
 		require.True(t, ok, "no agent is needed for that")
 		require.Equal(t, runnerapi.ReasonCanceled, u.FailureReason)
-		require.Contains(t, trace, "canceled before it started")
+		require.Contains(t, trace, "ERROR: Job failed: the job was canceled before it started", "the system has not failed")
 		require.Empty(t, f.d.Jobs())
 	})
 }

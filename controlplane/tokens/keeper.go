@@ -300,7 +300,11 @@ func (k *Keeper) rotate(ctx context.Context) error {
 		k.failed(ctx, err)
 		return err
 	}
-	k.log.InfoContext(ctx, "the runner has a new token", "expires", k.Status().ExpiresAt)
+	log := k.log
+	if expires := k.Status().ExpiresAt; !expires.IsZero() {
+		log = log.With("expires", expires)
+	}
+	log.InfoContext(ctx, "the runner has a new token")
 	k.o.Changed()
 	return nil
 }
