@@ -1,10 +1,12 @@
 package yamlform
 
 import (
+	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
+	"io"
 	"regexp"
-	"strconv"
 	"strings"
 )
 
@@ -57,16 +59,67 @@ func inOrder(a, b Problem) int {
 	return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 }
 
-var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
+// secondDocument is a document after the one that a file may have.
+type secondDocument struct{ line int }
+
+func (*secondDocument) Error() string { return "a second document begins here, but there must be one" }
+
+var yamlLine = regexp.MustCompile(`^yaml: (?:line \d+: )?`)
 
 // syntaxProblem gives the parser's error its place.
-func syntaxProblem(file string, err error) Problem {
-	p := Problem{File: file, Message: strings.TrimPrefix(err.Error(), "yaml: "), Hint: "the file must be YAML"}
-	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
-		p.Line, _ = strconv.Atoi(m[1]) // digits
-		p.Message = strings.TrimPrefix(err.Error(), m[0])
+func syntaxProblem(file string, data []byte, err error) Problem {
+	p := Problem{File: file, Message: yamlLine.ReplaceAllString(err.Error(), ""), Hint: "the file must be YAML"}
+	if second, ok := errors.AsType[*secondDocument](err); ok {
+		p.Line = second.line
+		return p
 	}
+	p.Line = syntaxLine(data)
 	return p
+}
+
+// syntaxLine is the line with which a file can no longer be read, whatever follows. The parser's own line is that of the
+// construct around it, for some errors counted from 0, and missing for others.
+func syntaxLine(data []byte) int {
+	in := &lines{rest: data}
+	_, _ = parse(in)
+	ends := []int{0}
+	for line := range bytes.Lines(data[:len(data)-len(in.rest)]) { // the parser takes no more than it needs
+		ends = append(ends, ends[len(ends)-1]+len(line))
+	}
+	taken := len(ends) - 1
+	bad, good := taken, max(taken-1, 0)
+	for good > 0 && !readable(data[:ends[good]]) { // line by line at first: a list that goes on is unreadable for a while, too
+		bad, good = good, max(good-1-(taken-good)/16, 0)
+	}
+	for bad-good > 1 {
+		if half := (good + bad) / 2; readable(data[:ends[half]]) {
+			good = half
+		} else {
+			bad = half
+		}
+	}
+	return bad
+}
+
+// readable says whether a part of a file could be a file.
+func readable(data []byte) bool {
+	_, err := parse(bytes.NewReader(data))
+	return err == nil || errors.Is(err, ErrEmpty)
+}
+
+// lines is a reader that gives one line at a time.
+type lines struct{ rest []byte }
+
+func (l *lines) Read(p []byte) (int, error) {
+	if len(l.rest) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, l.rest)
+	if end := bytes.IndexByte(p[:n], '\n'); end >= 0 {
+		n = end + 1
+	}
+	l.rest = l.rest[n:]
+	return n, nil
 }
 
 // Nearest returns the known name that an unknown one was most likely meant to be, or "".

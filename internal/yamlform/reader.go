@@ -29,18 +29,18 @@ var ErrEmpty = errors.New("the file is empty")
 // Parse returns the root of a file with one document. The file's name is for messages only. The error is Problems, or
 // ErrEmpty.
 func Parse(file string, data []byte) (*Reader, *yaml.Node, error) {
-	root, err := parse(data)
+	root, err := parse(bytes.NewReader(data))
 	switch {
 	case errors.Is(err, ErrEmpty):
 		return nil, nil, fmt.Errorf("%s: %w", file, ErrEmpty)
 	case err != nil:
-		return nil, nil, Problems{syntaxProblem(file, err)}
+		return nil, nil, Problems{syntaxProblem(file, data, err)}
 	}
 	return &Reader{file: file}, root, nil
 }
 
-func parse(data []byte) (*yaml.Node, error) {
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
+func parse(data io.Reader) (*yaml.Node, error) {
+	decoder := yaml.NewDecoder(data)
 	var document, second yaml.Node
 	switch err := decoder.Decode(&document); {
 	case errors.Is(err, io.EOF):
@@ -50,7 +50,7 @@ func parse(data []byte) (*yaml.Node, error) {
 	}
 	switch err := decoder.Decode(&second); {
 	case err == nil:
-		return nil, fmt.Errorf("yaml: line %d: a second document begins here, but there must be one", second.Line)
+		return nil, &secondDocument{second.Line}
 	case !errors.Is(err, io.EOF):
 		return nil, err
 	}

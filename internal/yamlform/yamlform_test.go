@@ -1,6 +1,7 @@
 package yamlform
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -69,4 +70,26 @@ func TestWhatIsNoForm(t *testing.T) {
 	require.ErrorContains(t, err, "must be a mapping of keys to values, not a list; known keys: list, number, old, on, text, time, word")
 	_, _, err = form(strings.Repeat("nothing: 1\n", 2*MaxProblems))
 	require.Len(t, err, MaxProblems)
+}
+
+func TestSyntaxErrorsHaveTheirLine(t *testing.T) {
+	long := strings.Repeat("key: value\n", 200)
+	for text, line := range map[string]int{
+		"a: b: c":                           1,
+		"\ta: b":                            1,
+		"a: [":                              1,
+		"a: b\n\nc:\n  - {d: e: f}\ng: h\n": 4,
+		"a: b\nc:\n - d: e\n  f: g\nh: i\n": 4,
+		"a: b\nc:\n  - \"d\ne: f\ng: h\n":   3,
+		"a:\n  - [b,\n     c]\n  - [d,\n  e: f\n": 4,
+		"a: b\n# why\nc: d\n e: f\n":              4,
+		"a: b\nc: *d\n":                           2,
+		"a: b\nc: \x01\n":                         2,
+		long + "a: b: c\n" + long:                 201,
+		long + "a: \"b\n" + long:                  201,
+	} {
+		_, _, err := form(text)
+		require.ErrorContains(t, err, fmt.Sprintf("f.yaml:%d: ", line), "%.60q", text)
+		require.NotContains(t, err.Error(), "line ")
+	}
 }
