@@ -120,22 +120,59 @@ func (s *Server) ApplyPolicy(ctx context.Context, name, text, actor string, chec
 	return admin.Policy{Text: text, Version: d.Version, AppliedAt: d.ChangedAt, AppliedBy: actor}, warnings, nil
 }
 
-// strangers are warnings about runners that a policy names and that are not configured.
+// strangers are warnings about what a policy names and the configuration does not have, and about what the policy does not
+// say of runners although it matters.
 func (s *Server) strangers(name string, p *policy.Policy) []yamlform.Problem {
-	known := make(map[string]bool)
+	runners, gitlabs := make(map[string]bool), make(map[string]int)
 	for _, r := range s.cfg.Runners {
-		known[r.Name] = true
+		runners[r.Name] = true
+		gitlabs[r.URL]++
 	}
 	var warnings []yamlform.Problem
 	for i, r := range p.Runners {
-		if !known[r.Name] {
+		if !runners[r.Name] {
 			warnings = append(warnings, yamlform.Problem{
 				File: name, Field: fmt.Sprintf("runners[%d].name", i), Message: fmt.Sprintf("there is no runner %q", r.Name),
 				Hint: "the names are those in switchyard.yaml",
 			})
 		}
 	}
+	weighed := false
+	for i, n := range p.Nodes {
+		if n.GitLab != "" && gitlabs[n.GitLab] == 0 {
+			warnings = append(warnings, yamlform.Problem{
+				File: name, Field: fmt.Sprintf("nodes[%d].gitlab", i), Message: fmt.Sprintf("no runner is of the GitLab %s", n.GitLab),
+				Hint: "write it like the runners' url in switchyard.yaml",
+			})
+		}
+		weighed = weighed || n.Weight > 1 || n.Guaranteed > 0 || n.Soft > 0
+	}
+	var loose []string // runners of groups and projects whose claims are charged to none
+	for _, r := range s.cfg.Runners {
+		if bound := p.Runner(r.Name); gitlabs[r.URL] > 1 && scopeOf(r.Token) != allocation.InstanceRunner && bound.Group == "" && bound.Project == "" {
+			loose = append(loose, r.Name)
+		}
+	}
+	if weighed && p.Mode == policy.Fair && len(loose) > 0 {
+		warnings = append(warnings, yamlform.Problem{
+			File: name, Field: "runners", Message: fmt.Sprintf("it is not said of which group or project %s: so for their claims weight, guaranteed and "+
+				"soft_quota of nodes do not count, and each has the part of a group", isOrAre(loose)),
+			Hint: fmt.Sprintf("say it, like runners: [{name: %s, group: path/of/it}]", loose[0]),
+		})
+	}
 	return warnings
+}
+
+// isOrAre names some runners, the first few.
+func isOrAre(runners []string) string {
+	const most = 5
+	switch more := len(runners) - most; {
+	case len(runners) == 1:
+		return "runner " + runners[0] + " is"
+	case more > 0:
+		return fmt.Sprintf("runners %s and %d more are", strings.Join(runners[:most], ", "), more)
+	}
+	return "runners " + strings.Join(runners, ", ") + " are"
 }
 
 // Audit implements admin.Policies.

@@ -162,6 +162,8 @@ func TestMistakesAreToldWithTheirPlaces(t *testing.T) {
 		_, _, err := Parse("p", []byte(text))
 		require.ErrorContains(t, err, want, text)
 	}
+	_, _, err := Parse("p", []byte("rules:\n  - priority: 1\n    when: |\n      protected ||\n        stag\n"))
+	require.ErrorContains(t, err, "p:3:11: rules[0].when: is no condition: line 2, column 3: undeclared reference to 'stag'")
 }
 
 func TestAllMistakesAreToldTogether(t *testing.T) {

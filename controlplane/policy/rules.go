@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"cel.dev/cel-go/cel"
@@ -83,7 +84,11 @@ func compile(condition string) (cel.Program, error) {
 	ast, issues := env.Compile(condition)
 	if issues.Err() != nil {
 		e := issues.Errors()[0]
-		return nil, fmt.Errorf("column %d: %s", e.Location.Column()+1, e.Message)
+		line := ""
+		if strings.Contains(condition, "\n") {
+			line = fmt.Sprintf("line %d, ", e.Location.Line())
+		}
+		return nil, fmt.Errorf("%scolumn %d: %s", line, e.Location.Column()+1, e.Message)
 	}
 	if !ast.OutputType().IsExactType(cel.BoolType) {
 		return nil, fmt.Errorf("it is of the type %s, not true or false", ast.OutputType())
