@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"container/heap"
 	"fmt"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -43,7 +42,7 @@ type ProjectReport struct {
 	Jobs        int     `json:"jobs"`          // that began
 	Waiting     int     `json:"waiting"`       // that had not at the end; a backlog is not counted
 	SlotSeconds float64 `json:"slot_seconds"`  // mean over the seeds
-	Due         float64 `json:"due,omitempty"` // of a project with a backlog: its part by weights among those with one
+	Due         float64 `json:"due,omitempty"` // of a project with a backlog: its part by weights and quotas among those with one
 	Share       float64 `json:"share"`         // of all slot-seconds used
 	WaitP50     float64 `json:"wait_p50"`      // seconds
 	WaitP95     float64 `json:"wait_p95"`
@@ -91,7 +90,7 @@ func Play(s Scenario) (Report, error) {
 			}
 			total.SlotSeconds += p.used / float64(seeds)
 			waits[n] = append(waits[n], p.waits...)
-			if p.load.Backlog {
+			if p.load.Backlog && p.due > 0 {
 				shares = append(shares, used[p.id]/p.due)
 			}
 			r.Busy += p.used / (s.Duration.Seconds() * float64(s.Slots) * float64(seeds))
@@ -202,7 +201,7 @@ func newGame(s *Scenario, seed uint64) (*game, error) {
 		for _, path := range load.paths() {
 			index := len(g.projects)
 			p := &project{
-				load: load, path: path, weight: weight(&rules, s.GitLab, strings.ToLower(path), true), index: index,
+				load: load, path: path, weight: rule(&rules, s.GitLab, strings.ToLower(path), true).Weight, index: index,
 				// A project's jobs are the same ones under each policy.
 				lengths: rand.New(rand.NewPCG(seed, uint64(2*index))), arrivals: rand.New(rand.NewPCG(seed, uint64(2*index+1))),
 				jobs: make(map[int64]*simulated), timeline: make([]float64, columns),
@@ -230,33 +229,98 @@ func newGame(s *Scenario, seed uint64) (*game, error) {
 	return g, nil
 }
 
-// dues works out what part is due to each project with a backlog: its weight among its siblings with one, of what is due
-// to its group.
+// dues works out what part of the slots is due to each project with a backlog: its weight among its siblings with one, of
+// what is due to its group, as far as quotas let it.
 func (g *game) dues(rules *allocation.Policy) {
-	siblings := make(map[string]map[string]bool) // by their group
+	d := dues{rules: rules, gitlab: g.scenario.GitLab, below: make(map[string][]string), given: make(map[string]float64)}
+	seen := make(map[string]bool)
 	for _, p := range g.projects {
-		for path := strings.ToLower(p.path); p.load.Backlog && path != ""; path = above(path) {
-			if siblings[above(path)] == nil {
-				siblings[above(path)] = make(map[string]bool)
-			}
-			siblings[above(path)][path] = true
+		for path := strings.ToLower(p.path); p.load.Backlog && path != "" && !seen[path]; path = above(path) {
+			seen[path] = true
+			d.below[above(path)] = append(d.below[above(path)], path)
 		}
 	}
+	slots := min(float64(g.scenario.Slots), d.most(""))
+	d.give("", slots)
 	for _, p := range g.projects {
-		if !p.load.Backlog {
-			continue
+		if p.load.Backlog && slots > 0 {
+			p.due = d.given[strings.ToLower(p.path)] / slots
 		}
-		p.due = 1
-		weight := func(path string) float64 {
-			return weight(rules, g.scenario.GitLab, path, len(siblings[path]) == 0)
+	}
+}
+
+// dues is what is due to whom, in slots.
+type dues struct {
+	rules  *allocation.Policy
+	gitlab string
+	below  map[string][]string // paths of groups and projects with a backlog, by their group
+	given  map[string]float64
+}
+
+func (d *dues) rule(path string) allocation.Rule {
+	return rule(d.rules, d.gitlab, path, path != "" && len(d.below[path]) == 0)
+}
+
+// most is what a node can have at all.
+func (d *dues) most(path string) float64 {
+	r, limit := d.rule(path), math.Inf(1)
+	switch {
+	case r.Paused:
+		return 0
+	case r.Hard > 0:
+		limit = float64(r.Hard)
+	}
+	if path != "" && len(d.below[path]) == 0 {
+		return limit
+	}
+	sum := 0.0
+	for _, child := range d.below[path] {
+		sum += d.most(child)
+	}
+	return min(limit, sum)
+}
+
+// give deals slots out among the children of a node: by weight, but what is guaranteed first, and last what is over a soft
+// quota.
+func (d *dues) give(path string, slots float64) {
+	type claim struct{ weight, guaranteed, soft, most, low, high float64 }
+	claims := make([]claim, len(d.below[path]))
+	guaranteed, soft, level := 0.0, 0.0, 0.0
+	for i, child := range d.below[path] {
+		r, c := d.rule(child), &claims[i]
+		c.weight, c.most = r.Weight, d.most(child)
+		c.guaranteed, c.soft = min(float64(r.Min), c.most), c.most
+		if r.Soft > 0 {
+			c.soft = min(float64(r.Soft), c.most)
 		}
-		for path := strings.ToLower(p.path); path != ""; path = above(path) {
-			all := 0.0
-			for _, sibling := range slices.Sorted(maps.Keys(siblings[above(path)])) {
-				all += weight(sibling)
-			}
-			p.due *= weight(path) / all
+		guaranteed, soft, level = guaranteed+c.guaranteed, soft+c.soft, max(level, slots/c.weight)
+	}
+	for i := range claims {
+		switch c := &claims[i]; {
+		case guaranteed > slots:
+			c.low, c.high = 0, c.guaranteed
+		case soft < slots:
+			c.low, c.high = c.soft, c.most
+		default:
+			c.low, c.high = c.guaranteed, c.soft
 		}
+	}
+	part := func(level float64, c claim) float64 { return max(c.low, min(level*c.weight, c.high)) }
+	least := 0.0
+	for range 100 { // until the level is found at which all is dealt out
+		half, sum := (least+level)/2, 0.0
+		for _, c := range claims {
+			sum += part(half, c)
+		}
+		if sum < slots {
+			least = half
+		} else {
+			level = half
+		}
+	}
+	for i, child := range d.below[path] {
+		d.given[child] = part(level, claims[i])
+		d.give(child, d.given[child])
 	}
 }
 

@@ -202,6 +202,44 @@ projects: [{path: a, jobs: 3, length: 1m}]
 	}, s.Unplayed())
 }
 
+// What is due is what the policy lets a project have: one at its quota has got all of that.
+func TestWhatIsDueByThePolicy(t *testing.T) {
+	for policy, want := range map[string][]float64{
+		"{}":                                    {0.25, 0.25, 0.5},
+		"{nodes: [{path: a, weight: 3}]}":       {0.375, 0.375, 0.25},
+		"{projects: {hard_quota: 3}}":           {0.3, 0.3, 0.3},
+		"{nodes: [{path: a/x, hard_quota: 1}]}": {0.1, 0.4, 0.5},
+		"{nodes: [{path: a, hard_quota: 2}, {path: a/x, hard_quota: 1}]}":            {0.1, 0.1, 0.8},
+		"{nodes: [{path: a, paused: true}]}":                                         {0, 0, 1},
+		"{nodes: [{path: b, paused: true}]}":                                         {0.5, 0.5, 0},
+		"{nodes: [{path: b/z, guaranteed: 8}]}":                                      {0.25, 0.25, 0.5},
+		"{nodes: [{path: b, guaranteed: 8}]}":                                        {0.1, 0.1, 0.8},
+		"{nodes: [{path: b, soft_quota: 2}]}":                                        {0.4, 0.4, 0.2},
+		"{nodes: [{path: b, soft_quota: 2}, {path: a, hard_quota: 4}]}":              {0.2, 0.2, 0.6},
+		"{nodes: [{path: a/x, guaranteed: 5, weight: 1}, {path: a, guaranteed: 6}]}": {0.5, 0.1, 0.4},
+	} {
+		s, _, err := Read("s", []byte("slots: 10\nduration: 10h\npolicy: "+policy+`
+projects:
+  - {path: A/x, backlog: true, length: 1m}
+  - {path: a/y, backlog: true, length: 1m}
+  - {path: b/z, backlog: true, length: 1m}
+  - {path: c, jobs: 1, length: 1m}
+`))
+		require.NoError(t, err)
+		r, err := Play(s)
+		require.NoError(t, err)
+		sum := 0.0
+		for _, p := range want {
+			sum += p
+		}
+		for i, p := range r.Projects[:3] {
+			require.InDelta(t, want[i]/sum, p.Due, 1e-9, "%s of %s", policy, p.Path)
+			require.InDelta(t, p.Due, p.Share, 0.03, "%s: %s got it", policy, p.Path)
+		}
+		require.InDelta(t, 1, r.Jain, 0.01, policy)
+	}
+}
+
 func TestAWrongScenarioIsToldOfAllThatIsWrong(t *testing.T) {
 	_, _, err := Read("s", []byte(`slots: -1
 duration: 0s
@@ -222,7 +260,7 @@ projects:
 		"s:1:8: slots: -1 is less than 1", "s:2:11: duration: 0s is not between 1ms and", `s:3:17: policy.share: "fastest" is unknown; available: fair`,
 		"s:3:52: policy.nodes[0].weight: -1 is less than 1", `s:5:12: projects[0].path: "/a" is no path of a project`,
 		"s:5:5: projects[0]: does not say how many jobs come", "s:6:5: projects[1].length: is missing; say how long",
-		"s:6:5: projects[1]: does not say how many jobs come", "s:7:36: projects[2].class: unknown key",
+		"s:6:5: projects[1]: says twice how many jobs come", "s:7:36: projects[2].class: unknown key",
 		"s:9:5: projects[4]: is a backlog of the project d, which has one already: projects[3]",
 		"s:10:5: projects[5]: stop (1h0m0s) is not after start (2h0m0s)", "s:11:5: projects[6]: has a ref and a tag",
 		"s:13:5: projects[8]: is of the project g-2, like projects[7]",
@@ -230,6 +268,7 @@ projects:
 		require.ErrorContains(t, err, want)
 	}
 	for text, want := range map[string]string{
+		"slots: 1\nduration: 1h\nprojects: [{path: a, every: 1m, length: 1s, start: 1h}]": "s:3:12: projects[0]: start (1h0m0s) is not before the end (duration: 1h0m0s)",
 		"slotz: 1":                             "s:1:1: slotz: unknown key; did you mean",
 		"slots: 1\nduration: 1h\nprojects: []": "s:1:1: projects: there are none",
 		"slots: 1\nduration: 80000h\nprojects: [{path: a, every: 1s, length: 1s}]":                                                  "s:3:11: projects: have 288000000 jobs: at most 5000000 can be played",

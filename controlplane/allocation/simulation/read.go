@@ -157,10 +157,14 @@ func (r *reading) project(n *yaml.Node, path string) {
 		}
 	}
 	switch {
-	case given != 1, yamlform.Value(n, "backlog") != nil && !p.Backlog:
+	case given > 1:
+		r.Problem(n, path, "says twice how many jobs come", "write one of backlog: true, jobs: N and every: TIME; a project may have several entries with different names")
+	case given == 0, yamlform.Value(n, "backlog") != nil && !p.Backlog:
 		r.Problem(n, path, "does not say how many jobs come", "write one of backlog: true, jobs: N and every: TIME")
 	case p.Stop > 0 && p.Stop <= p.Start:
 		r.Problem(n, path, fmt.Sprintf("stop (%s) is not after start (%s)", p.Stop, p.Start), "")
+	case r.s.Duration > 0 && p.Start >= r.s.Duration:
+		r.Problem(n, path, fmt.Sprintf("start (%s) is not before the end (duration: %s)", p.Start, r.s.Duration), "")
 	case p.Facts.Tag != "" && p.Facts.Ref != "":
 		r.Problem(n, path, "has a ref and a tag", "a pipeline is of one of them")
 	}

@@ -76,11 +76,17 @@ func (s *Scenario) allocation() allocation.Policy {
 	return p
 }
 
-// weight of a group or project.
-func weight(p *allocation.Policy, gitlab, path string, project bool) float64 {
-	standard := p.Defaults.Group.Weight
-	if project {
-		standard = p.Defaults.Project.Weight
+// rule is what holds for a project, a group or, without a path, the GitLab.
+func rule(p *allocation.Policy, gitlab, path string, project bool) allocation.Rule {
+	own, standard := p.Nodes[allocation.NodeName(gitlab, path)], p.Defaults.Group
+	switch {
+	case path == "":
+		standard = p.Defaults.GitLab
+	case project:
+		standard = p.Defaults.Project
 	}
-	return cmp.Or(p.Nodes[allocation.NodeName(gitlab, path)].Weight, standard, 1)
+	return allocation.Rule{
+		Weight: cmp.Or(own.Weight, standard.Weight, 1), Min: max(cmp.Or(own.Min, standard.Min), 0),
+		Soft: max(cmp.Or(own.Soft, standard.Soft), 0), Hard: max(cmp.Or(own.Hard, standard.Hard), 0), Paused: own.Paused || standard.Paused,
+	}
 }
