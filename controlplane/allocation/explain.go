@@ -10,8 +10,9 @@ import (
 
 // Capacity is what the caller knows of a pool's slots.
 type Capacity struct {
-	Free  int // that may be handed out now
-	Total int // of the agents that are there
+	Free     int // that may be handed out now
+	Draining int // that are empty, of agents that take no more jobs
+	Total    int // of the agents that are there
 	// Pools are the other pools that these agents serve: what waits there competes for the same slots.
 	Pools []string
 }
@@ -39,7 +40,7 @@ const (
 	RunnerLimit Cause = "runner limit" // the runner, Node, has Running of Limit slots
 	RunnerGone  Cause = "runner gone"  // the runner, Node, is in the configuration no more
 	Held        Cause = "held"         // the caller holds it; Detail says why
-	NoFreeSlot  Cause = "no free slot" // the pool, Node, has Running of Limit slots in use
+	NoFreeSlot  Cause = "no free slot" // the pool, Node, has Running of Limit slots in use, and Count of agents that drain
 	Outclassed  Cause = "outclassed"   // Count jobs of a higher class or that GitLab takes for running go first
 	Siblings    Cause = "siblings"     // below Node, Count others are served before
 	Earlier     Cause = "earlier"      // in the same project, Node, Count jobs are served before
@@ -225,7 +226,9 @@ func (e *Explanation) blockers(n *node) {
 
 func (e *Explanation) noSlot(p *pool, c Capacity) {
 	if c.Free <= 0 {
-		e.add(Reason{Cause: NoFreeSlot, Node: p.name, Kind: "pool", Running: c.Total - max(c.Free, 0), Limit: c.Total})
+		e.add(Reason{
+			Cause: NoFreeSlot, Node: p.name, Kind: "pool", Running: c.Total - max(c.Free, 0) - c.Draining, Limit: c.Total, Count: c.Draining,
+		})
 	}
 }
 
@@ -402,6 +405,13 @@ func (r Reason) String() string {
 	case Held:
 		return r.Detail
 	case NoFreeSlot:
+		switch r.Count {
+		case 0:
+		case r.Limit:
+			return fmt.Sprintf("all agents of %s drain: they take no more jobs", node)
+		default:
+			return fmt.Sprintf("all slots of %s are in use (%d of %d) or of agents that drain (%d)", node, r.Running, r.Limit, r.Count)
+		}
 		if r.Limit == 0 {
 			return fmt.Sprintf("%s has no agent with slots", node)
 		}

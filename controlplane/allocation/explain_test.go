@@ -37,6 +37,10 @@ func TestTheSentencesOfExplain(t *testing.T) {
 	f.after(time.Minute)
 	require.Equal(t, "Job 6 gets the next free slot.", f.explain(6, free).Sentence)
 	require.Equal(t, "Job 6 gets the next slot that becomes free: all slots of pool linux are in use (8 of 8).", f.explain(6, full).Sentence)
+	require.Equal(t, "Job 6 gets the next slot that becomes free: all slots of pool linux are in use (3 of 8) or of agents that drain (5).",
+		f.explain(6, Capacity{Draining: 5, Total: 8}).Sentence)
+	require.Equal(t, "Job 6 gets the next slot that becomes free: all agents of pool linux drain: they take no more jobs.",
+		f.explain(6, Capacity{Draining: 8, Total: 8}).Sentence)
 	require.Equal(t, "Job 5 waits for its turn: in GitLab https://gitlab.example.com it is behind "+
 		"group https://gitlab.example.com/tools (0 running, weight 1, 0 slot-seconds).", f.explain(5, free).Sentence)
 

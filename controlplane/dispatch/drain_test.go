@@ -44,6 +44,10 @@ func TestADrainedAgentGetsNothingNewUntilItIsUndrained(t *testing.T) {
 		noSlot(t, f, "any")
 
 		late := f.claimed("any", reserved)
+		synctest.Wait()
+		why, err := f.d.ExplainJob(late)
+		require.NoError(t, err)
+		require.Contains(t, why.Sentence, "are in use (1 of 4) or of agents that drain (3)")
 		b, _ := f.join("b", hello("2", 2))
 		defer b.leave()
 		first, second := b.next().GetOffer().GetRef(), b.next().GetOffer().GetRef()

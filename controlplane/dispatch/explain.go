@@ -106,10 +106,10 @@ func (d *Dispatcher) roomForLocked(j *job) []string {
 	c := p.agents.Census(d.wantedLocked(j, d.policy.Place(j.runner.Name)))
 	var notes []string
 	if c.Fit == 0 && c.Forbidden > 0 {
-		notes = append(notes, fmt.Sprintf("%d agents have a free slot, but for jobs of protected branches and tags only; %s is not protected.", c.Forbidden, j.row.Envelope.Ref))
+		notes = append(notes, fmt.Sprintf("%s a free slot, but for jobs of protected branches and tags only; %s is not protected.", haveAgents(c.Forbidden), j.row.Envelope.Ref))
 	}
 	if c.Fit == 0 && c.Avoided > 0 {
-		notes = append(notes, fmt.Sprintf("%d agents have a free slot and have refused the job.", c.Avoided))
+		notes = append(notes, haveAgents(c.Avoided)+" a free slot, but the job was refused there.")
 	}
 	switch {
 	case c.Full < c.Agents:
@@ -119,6 +119,13 @@ func (d *Dispatcher) roomForLocked(j *job) []string {
 		notes = append(notes, fmt.Sprintf("All %d agents that could run it are full or draining.", c.Agents))
 	}
 	return notes
+}
+
+func haveAgents(n int) string {
+	if n == 1 {
+		return "1 agent has"
+	}
+	return fmt.Sprintf("%d agents have", n)
 }
 
 func (p *pool) emptySentence() string {
@@ -163,7 +170,11 @@ func (d *Dispatcher) ExplainRunner(name string) (Explanation, error) {
 		e.Verdict, e.Sentence = allocation.Blocked, fmt.Sprintf("Runner %s claims no more: %s.", name, why)
 		e.Reasons = []allocation.Reason{{Cause: allocation.Held, Node: name, Kind: "runner", Detail: why}}
 	}
-	if n := r.waiting.len(); n > 0 {
+	switch n := r.waiting.len(); n {
+	case 0:
+	case 1:
+		e.Notes = append(e.Notes, "1 job that it has claimed waits for a slot.")
+	default:
 		e.Notes = append(e.Notes, fmt.Sprintf("%d jobs that it has claimed wait for a slot.", n))
 	}
 	if r.twoPhase.state != "" {
@@ -253,7 +264,9 @@ func (p *pool) capacityLocked(d *Dispatcher) allocation.Capacity {
 		if !slices.Contains(a.pools, p) {
 			continue
 		}
-		c.Free += max(a.free(), 0)
+		if c.Free += max(a.free(), 0); !a.takesJobs() {
+			c.Draining += max(a.slots-len(a.leases), 0)
+		}
 		for _, name := range a.poolNames {
 			if name != p.name && !others[name] {
 				others[name] = true
@@ -269,7 +282,7 @@ func (p *pool) capacityLocked(d *Dispatcher) allocation.Capacity {
 type UsageRow struct {
 	usage.Row
 	Waiting int // jobs that are claimed and have no slot
-	// Weight and the quotas are the project's own, 0: none; Share is its part of the fleet among those that run or wait.
+	// Weight and the quotas are the project's own; a quota of 0: none. Share is its part of the fleet among those that run or wait.
 	Weight, Share   float64
 	Min, Soft, Hard int
 	Paused          bool
@@ -294,10 +307,10 @@ func (d *Dispatcher) Usage() []UsageRow {
 		seen[name] = true
 		n, ok := nodes[name]
 		if !ok {
-			n = allocation.NodeStatus{Weight: float64(rest.Weight), Min: max(rest.Guaranteed, 0), Soft: max(rest.Soft, 0), Hard: max(rest.Hard, 0), Paused: rest.Paused}
+			n = allocation.NodeStatus{Weight: float64(max(rest.Weight, 1)), Min: max(rest.Guaranteed, 0), Soft: max(rest.Soft, 0), Hard: max(rest.Hard, 0), Paused: rest.Paused}
 		}
 		rows = append(rows, UsageRow{
-			Row: r, Waiting: n.Waiting, Weight: max(n.Weight, 0), Share: n.Share, Min: n.Min, Soft: n.Soft, Hard: n.Hard, Paused: n.Paused,
+			Row: r, Waiting: n.Waiting, Weight: n.Weight, Share: n.Share, Min: n.Min, Soft: n.Soft, Hard: n.Hard, Paused: n.Paused,
 		})
 	}
 	for _, j := range d.jobs { // projects that have got no slot yet
