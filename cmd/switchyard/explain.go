@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 
 	adminv1 "github.com/switchyard-ci/switchyard/gen/switchyard/admin/v1"
 )
@@ -35,11 +36,15 @@ func (f explainFlags) explain(ctx context.Context, std streams, req *adminv1.Exp
 	if f.Output == "json" {
 		return printOne(std.out, answer)
 	}
-	fmt.Fprintln(std.out, answer.GetSentence())
-	for _, note := range answer.GetNotes() {
-		fmt.Fprintln(std.out, "  "+note)
-	}
+	printExplanation(std.out, answer)
 	return nil
+}
+
+func printExplanation(w io.Writer, answer *adminv1.ExplainResponse) {
+	fmt.Fprintln(w, plain(answer.GetSentence()))
+	for _, note := range answer.GetNotes() {
+		fmt.Fprintln(w, "  "+plain(note))
+	}
 }
 
 type explainJobCmd struct {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/switchyard-ci/switchyard/controlplane/admin"
 	adminv1 "github.com/switchyard-ci/switchyard/gen/switchyard/admin/v1"
+	"github.com/switchyard-ci/switchyard/internal/tracetext"
 )
 
 type agentsCmd struct {
@@ -88,7 +89,7 @@ type outputFlag struct {
 	Output string `short:"o" enum:"table,json" default:"table" help:"table or json."`
 }
 
-// print writes messages as one JSON array or as a table.
+// printList writes messages as one JSON array or as a table.
 func printList[M proto.Message](f outputFlag, w io.Writer, list []M, header string, row func(M) []string) error {
 	if f.Output == "json" {
 		items := make([]json.RawMessage, 0, len(list))
@@ -106,10 +107,17 @@ func printList[M proto.Message](f outputFlag, w io.Writer, list []M, header stri
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, header)
 	for _, m := range list {
-		fmt.Fprintln(t, strings.Join(row(m), "\t"))
+		cells := row(m)
+		for i := range cells {
+			cells[i] = plain(cells[i])
+		}
+		fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
 	return t.Flush()
 }
+
+// plain is a text as one line that does nothing to the terminal: who writes a pipeline chooses the names of its jobs.
+func plain(s string) string { return tracetext.Bare(tracetext.Clean(s)) }
 
 type agentsListCmd struct {
 	configFlag
