@@ -134,10 +134,12 @@ func (s *Scheduler) ExplainRunner(now time.Time, name string, c Capacity) (Expla
 	}
 	e := Explanation{Running: r.leases, Waiting: r.waiting}
 	what := "runner " + name
+	quota := int(r.leaf.limits.hard)
+	toldByQuota := quota == r.limit && int(r.leaf.running) >= quota
 	switch {
 	case r.retired:
 		e.add(Reason{Cause: RunnerGone, Node: name, Kind: kindRunner.String()})
-	case r.limit > 0 && r.leases+r.waiting >= r.limit:
+	case r.limit > 0 && r.leases+r.waiting >= r.limit && !toldByQuota:
 		e.add(Reason{
 			Cause: RunnerLimit, Node: name, Kind: kindRunner.String(), Running: r.leases + r.waiting, Limit: r.limit,
 		})

@@ -221,6 +221,14 @@ func (d *Dispatcher) ExplainProject(gitlab, path string) (Explanation, error) {
 		case r.pool.agents.Len() == 0:
 			e.Notes = append(e.Notes, fmt.Sprintf("Runner %s claims nothing. %s", r.Name, r.pool.emptySentence()))
 		case len(r.waiters) > 0:
+			own, err := d.shares.ExplainRunner(time.Now(), r.Name, r.pool.capacityLocked(d))
+			if err != nil {
+				d.mustShare(err)
+			}
+			if own.Verdict == allocation.Blocked {
+				e.Notes = append(e.Notes, own.Sentence)
+				continue
+			}
 			e.Notes = append(e.Notes, fmt.Sprintf("Runner %s waits for a slot before it asks GitLab for its next job. Which one that is GitLab decides, "+
 				"as a rule the oldest; so jobs of others may stand before it (claim_ahead in the policy brings more of them into sight).", r.Name))
 		}

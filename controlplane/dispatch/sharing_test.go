@@ -454,6 +454,32 @@ func TestAPolicyIsPutInForceWhileJobsWait(t *testing.T) {
 	})
 }
 
+// Of a runner that may not claim a project is told why.
+func TestAProjectsExplanationNamesWhatKeepsItsRunner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := startUnder(t, twoPhaseGitLab(), "runners: [{name: any, hard_quota: 1}]\n")
+		defer f.stop()
+		a := f.worker("a", hello("1", 2))
+		defer a.leave()
+		f.learn(a, "any", TwoPhaseOn)
+		f.take("any", f.from(1, nil))
+		a.begins()
+
+		ctx, cancel := context.WithCancel(t.Context())
+		asked := make(chan error)
+		go func() {
+			_, err := f.d.Reserve(ctx, "any")
+			asked <- err
+		}()
+		synctest.Wait()
+		e, err := f.d.ExplainProject("", "second/app")
+		require.NoError(t, err)
+		require.Contains(t, e.Notes, "Runner any is not served: runner any uses 1 of the 1 slots of its quota.")
+		cancel()
+		require.ErrorIs(t, <-asked, context.Canceled)
+	})
+}
+
 // A job goes to the agent that has built its project, even if the claim's slot was on another one; and it lets others pass
 // for a while if that agent is busy, but no slot is idle for that.
 func TestWarmAgents(t *testing.T) {
