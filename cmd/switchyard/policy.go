@@ -50,6 +50,7 @@ left out; what holds then stands in docs/fair-usage.md.
       priority: -10
   runners:
     - {name: shared, hard_quota: 20}
+    - {name: apps-runner, group: apps}         # what it is registered for
   placement:
     - {strategy: pack, warm_wait: 10s}
 
