@@ -129,7 +129,7 @@ func (s *Server) open(ctx context.Context) error {
 	}
 	s.dispatch, err = dispatch.New(dispatch.Config{
 		Policy: rules, Shares: s.sharing.shares.Body, Usage: s.sharing.usage.Body, Drained: s.drains.reasons(),
-		Store: s.store, Runners: runners, Identity: s.identity, AgentName: s.agentName, Retired: s.clients.retired,
+		Store: s.store, StoreAway: s.store.Away, Runners: runners, Identity: s.identity, AgentName: s.agentName, Retired: s.clients.retired,
 		PingPeriod: s.cfg.PingPeriod, StopAfter: s.cfg.StopAfter, LostAfter: s.cfg.LostAfter, Logger: s.log,
 	})
 	if err != nil {

@@ -40,6 +40,8 @@ const (
 type Config struct {
 	Store   store.Jobs
 	Runners []Runner
+	// StoreAway says why the store cannot be written to at the moment; see store.Store. nil: it always can.
+	StoreAway func() error
 	// Identity says which agent a call comes from. Its error is a gRPC status.
 	Identity func(ctx context.Context) (id, name string, err error)
 	// AgentName is what an agent is called. It must not block.

@@ -49,8 +49,14 @@ func (d *Dispatcher) stored(err error) error {
 	return err
 }
 
-// Full returns why nothing is claimed for want of room on a disk, or nil.
+// Full returns why nothing is claimed because jobs could not be kept - for want of room on a disk, or because the store is
+// away: what is claimed then is lost if another control plane takes over - or nil.
 func (d *Dispatcher) Full() error {
+	if d.cfg.StoreAway != nil {
+		if err := d.cfg.StoreAway(); err != nil {
+			return err
+		}
+	}
 	if err := d.relay.Err(); err != nil {
 		return err
 	}

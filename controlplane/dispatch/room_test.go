@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"net/http"
@@ -124,6 +125,34 @@ func (s *fullStore) DeleteJob(ctx context.Context, id int64) error {
 		return err
 	}
 	return s.Jobs.DeleteJob(ctx, id)
+}
+
+func TestNothingIsClaimedWhileTheStoreIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var away atomic.Pointer[error]
+		f := start(t, t.TempDir(), newGitLab(), func(c *Config) {
+			patient(c)
+			c.StoreAway = func() error {
+				if err := away.Load(); err != nil {
+					return *err
+				}
+				return nil
+			}
+		})
+		defer f.stop()
+		a, _ := f.join("a", hello("1", 1))
+		defer a.leave()
+		why := errors.New("the database cannot be reached")
+		away.Store(&why)
+		waiting := f.reserving("any")
+		time.Sleep(10 * roomCheck)
+		require.Empty(t, waiting, "a slot is free, but a job could not be kept")
+		require.ErrorIs(t, f.d.Full(), why)
+
+		away.Store(nil)
+		time.Sleep(2 * roomCheck)
+		(<-waiting).Release()
+	})
 }
 
 func TestAFullStorePausesClaimingAndNotReporting(t *testing.T) {

@@ -225,6 +225,8 @@ type Store interface {
 	// Fenced is closed when it is noticed that another control plane has taken over (ErrFenced); nil for a store that
 	// cannot have another.
 	Fenced() <-chan struct{}
+	// Away says why writes wait for the database at the moment; nil: they do not. It must not block.
+	Away() error
 	// Close writes what is still waiting and releases the database.
 	Close() error
 }

@@ -185,6 +185,7 @@ func TestAServerThatIsAway(t *testing.T) {
 
 	_, err = s.InsertJob(t.Context(), conformance.NewJob(1))
 	require.ErrorContains(t, err, "the database cannot be reached")
+	require.ErrorContains(t, s.Away(), "the database cannot be reached")
 	_, err = s.LoadJobs(t.Context())
 	require.ErrorContains(t, err, "the database cannot be reached")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -199,6 +200,7 @@ func TestAServerThatIsAway(t *testing.T) {
 		_, err := s.InsertJob(t.Context(), conformance.NewJob(2))
 		return err == nil
 	}, time.Minute, 10*time.Millisecond)
+	require.NoError(t, s.Away())
 }
 
 // Close does not wait for a database that is away.

@@ -166,6 +166,14 @@ func checkKey(ctx context.Context, conn *pgx.Conn, key *sealing.Key) error {
 // Fenced implements store.Store.
 func (s *Store) Fenced() <-chan struct{} { return s.writer.leader.fenced }
 
+// Away implements store.Store. It knows of an outage soon also if nobody writes, because the leader's row is.
+func (s *Store) Away() error {
+	if err := s.writer.away.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Close implements store.Store. It gives up the lead.
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {

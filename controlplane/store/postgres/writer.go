@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -38,6 +39,7 @@ type writer struct {
 	log      *slog.Logger
 	queue    *groupcommit.Queue[*tx]
 	number   int64 // of the last transaction
+	away     atomic.Pointer[error]
 
 	life context.Context // ends when Close gives up
 	end  context.CancelFunc
@@ -93,6 +95,9 @@ func (w *writer) transaction(batch []*write, drops []int64) error {
 		if err == nil {
 			doubt, err = w.attempt(batch, drops)
 		}
+		if err == nil || !isOutage(err) {
+			w.away.Store(nil)
+		}
 		if told && (err == nil || !isOutage(err)) {
 			w.log.Info("the database answers again")
 		}
@@ -102,6 +107,8 @@ func (w *writer) transaction(batch []*write, drops []int64) error {
 		if !told {
 			told = true
 			w.log.Warn("the connection to the database is lost, trying again", "error", err)
+			away := unavailable(err)
+			w.away.Store(&away)
 		}
 		if doubt {
 			repeat.until = time.Time{} // the caller must not be told that it failed

@@ -134,6 +134,9 @@ func checkKey(ctx context.Context, db *sql.DB, key *sealing.Key) error {
 // Fenced implements store.Store. Nobody takes a file over: its folder is locked.
 func (s *Store) Fenced() <-chan struct{} { return nil }
 
+// Away implements store.Store. A file is never away.
+func (s *Store) Away() error { return nil }
+
 // Close implements store.Store.
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {
