@@ -2,7 +2,9 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -16,12 +18,17 @@ import (
 // openStore opens the store that the configuration names: a file in the data folder, or a PostgreSQL database. It waits
 // while another control plane leads there.
 func openStore(ctx context.Context, cfg Config, log *slog.Logger) (store.Store, error) {
-	key, err := sealing.LoadKey(filepath.Join(cfg.Data, keyFile))
+	keyPath, storePath := filepath.Join(cfg.Data, keyFile), filepath.Join(cfg.Data, storeFile)
+	if cfg.Database == "" && missing(keyPath) && !missing(storePath) {
+		return nil, fmt.Errorf("%s is missing beside %s: restore it from a backup (if it is lost, move the store away to begin a new one: "+
+			"jobs that are under way are lost and agents must enrol again)", keyPath, storeFile)
+	}
+	key, err := sealing.LoadKey(keyPath)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Database == "" {
-		s, err := sqlite.Open(ctx, filepath.Join(cfg.Data, storeFile), key)
+		s, err := sqlite.Open(ctx, storePath, key)
 		if err != nil {
 			return nil, err
 		}
@@ -32,6 +39,11 @@ func openStore(ctx context.Context, cfg Config, log *slog.Logger) (store.Store, 
 		return nil, err
 	}
 	return s, nil
+}
+
+func missing(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // holder is what this control plane is called in the log of another that waits for it.

@@ -117,7 +117,7 @@ func TestAKillAtTheEndOfTheLeaseIsNoCancel(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			j := New(Options{Log: slog.New(slog.DiscardHandler)})
 			j.Order(folder.Order{Kind: folder.OrderLease, Lease: 20*time.Minute - time.Millisecond})
-			time.Sleep(20*time.Minute - time.Millisecond - left)
+			<-time.After(20*time.Minute - time.Millisecond - left)
 			j.Order(folder.Order{Kind: folder.OrderCancelKill})
 			require.Equal(t, want, asFailure(context.Cause(j.ctx)).message)
 		})

@@ -71,17 +71,25 @@ type info struct {
 // Load reads the identity in a data folder. ErrNotEnrolled: there is none. An expired certificate is no error here; see
 // Certificate.
 func Load(dir string) (*Identity, error) {
-	chain, err := readCertificates(filepath.Join(dir, certFile))
-	if errors.Is(err, fs.ErrNotExist) {
+	path := filepath.Join(dir, certFile)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNotEnrolled
 	}
+	id, err := load(dir)
+	if err != nil {
+		return nil, fmt.Errorf("the agent's identity cannot be used: %w (to enrol anew delete %s and start with --token-file)", err, path)
+	}
+	return id, nil
+}
+
+func load(dir string) (*Identity, error) {
+	chain, err := readCertificates(filepath.Join(dir, certFile))
 	if err != nil {
 		return nil, err
 	}
 	key, err := readKey(filepath.Join(dir, keyFile))
 	if err != nil {
-		return nil, fmt.Errorf("the agent has a certificate but no usable key: %w (to enrol anew delete %s and start with --token-file)",
-			err, filepath.Join(dir, certFile))
+		return nil, err
 	}
 	ca, err := readCertificates(filepath.Join(dir, caFile))
 	if err != nil {

@@ -242,7 +242,8 @@ func TestAnExpiredCertificateSaysTheWayOut(t *testing.T) {
 func TestADamagedFolderIsNamed(t *testing.T) {
 	f := fakefleet.Start(t)
 	for file, want := range map[string]string{
-		"agent.key":  "no usable key",
+		"agent.crt":  "no PEM block",
+		"agent.key":  "no PEM block",
 		"ca.crt":     "no PEM block",
 		"agent.json": "agent.json",
 	} {
@@ -252,6 +253,7 @@ func TestADamagedFolderIsNamed(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte("nonsense"), 0o600))
 		_, err = identity.Load(dir)
 		require.ErrorContains(t, err, want)
+		require.ErrorContains(t, err, "to enrol anew delete "+filepath.Join(dir, "agent.crt"))
 		require.NotErrorIs(t, err, identity.ErrNotEnrolled)
 	}
 }

@@ -126,13 +126,16 @@ func (s *service) Explain(_ context.Context, req *adminv1.ExplainRequest) (*admi
 func (s *service) asked(name string) []string {
 	for _, r := range s.runners.Runners() {
 		if r.Polling.Runner == name {
-			return askedNotes(r.Polling)
+			return askedNotes(time.Now(), r.Polling)
 		}
 	}
 	return nil
 }
 
-func askedNotes(p polling.Status) []string {
+// hanging is how long GitLab may take to answer a claim, which it does at once, without that being worth a word.
+const hanging = 5 * time.Second
+
+func askedNotes(now time.Time, p polling.Status) []string {
 	var notes []string
 	clock := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch {
@@ -145,6 +148,9 @@ func askedNotes(p polling.Status) []string {
 	}
 	if !p.LastEmpty.IsZero() && p.LastEmpty.After(p.LastJob) {
 		notes = append(notes, fmt.Sprintf("GitLab was asked last at %s and had no job for it.", clock(p.LastEmpty)))
+	}
+	if !p.ClaimingSince.IsZero() && now.Sub(p.ClaimingSince) > hanging {
+		notes = append(notes, fmt.Sprintf("GitLab has not answered a request for a job that was sent at %s.", clock(p.ClaimingSince)))
 	}
 	if p.Watching {
 		notes = append(notes, "A request is held by GitLab until something changes in its queue.")

@@ -129,7 +129,7 @@ func TestExplain(t *testing.T) {
 	folder := t.TempDir()
 	at := time.Date(2026, 5, 1, 10, 0, 0, 0, time.UTC)
 	serve(t, folder, members{}, fleet{}, runners{list: []admin.RunnerStatus{{Polling: polling.Status{
-		Runner: "runner", State: polling.StateClean, LastJob: at, LastEmpty: at.Add(time.Minute), Watching: true,
+		Runner: "runner", State: polling.StateClean, LastJob: at, LastEmpty: at.Add(time.Minute), Watching: true, ClaimingSince: at.Add(2 * time.Minute),
 	}}}}, slog.New(slog.DiscardHandler))
 	client := dial(t, folder)
 
@@ -146,6 +146,7 @@ func TestExplain(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{
 		"A note.", "GitLab was asked last at 2026-05-01T10:01:00Z and had no job for it.",
+		"GitLab has not answered a request for a job that was sent at 2026-05-01T10:02:00Z.",
 		"A request is held by GitLab until something changes in its queue.", "The last job came at 2026-05-01T10:00:00Z.",
 	}, got.GetNotes())
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ type loop struct {
 	lastContact time.Time
 	lastJob     time.Time
 	lastEmpty   time.Time
+	claiming    []time.Time // when the claims in flight were sent, oldest first
 	counters    Counters
 	lost        []error
 }
@@ -85,7 +87,8 @@ func (l *loop) reserve(ctx context.Context) {
 			}
 			cursor := l.m.claimSent(now)
 			l.counters.Claims++
-			l.wg.Go(func() { l.claim(r, cursor) })
+			l.claiming = append(l.claiming, now)
+			l.wg.Go(func() { l.claim(r, cursor, now) })
 		case dropped:
 			l.m.reserveEnded(now, l.o.Slots(), false)
 		default:
@@ -122,7 +125,7 @@ const slotPatience = 15 * time.Second
 
 // claim asks for a job that has a slot. Nothing but the end of the shutdown's grace cancels it. A job that comes so late
 // that its slot was given back is kept like one that a watch brought.
-func (l *loop) claim(r Reservation, cursor string) {
+func (l *loop) claim(r Reservation, cursor string, sent time.Time) {
 	request := l.request(cursor)
 	start := time.Now()
 	late := time.AfterFunc(slotPatience, r.Release)
@@ -137,6 +140,8 @@ func (l *loop) claim(r Reservation, cursor string) {
 	a, err = l.unlessSuperseded(l.work, a, err, request.Token)
 	l.events <- func(now time.Time) {
 		a.old = request.Token != l.o.Token()
+		i := slices.Index(l.claiming, sent)
+		l.claiming = slices.Delete(l.claiming, i, i+1)
 		l.m.claimAnswered(now, a)
 		switch a.kind {
 		case job:

@@ -184,6 +184,7 @@ func TestShutdownAwaitsClaims(t *testing.T) {
 		})
 		pass(time.Second)
 		require.Equal(t, 1, b.poller.Status().InFlight)
+		require.False(t, b.poller.Status().ClaimingSince.IsZero())
 		start := time.Now()
 		require.NoError(t, b.end())
 		require.InDelta(t, 29, time.Since(start).Seconds(), 0.1)

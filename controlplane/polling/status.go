@@ -51,9 +51,10 @@ type Status struct {
 	RetryAt    time.Time
 	Refused    bool // the trouble is that GitLab does not know the token
 
-	InFlight       int  // claims
-	Unsaved        int  // jobs that are being persisted
-	Watching       bool // a watch is held
+	InFlight       int       // claims
+	ClaimingSince  time.Time // when the oldest of them was sent; zero if there is none
+	Unsaved        int       // jobs that are being persisted
+	Watching       bool      // a watch is held
 	WaitingForSlot bool
 	// Hold is how long GitLab holds a watch; 0 if that is not known. HoldsNot: it was measured that it does not.
 	Hold     time.Duration
@@ -160,6 +161,9 @@ func (l *loop) publish(now time.Time) {
 		Hold:           m.hold.known,
 		HoldsNot:       m.hold.holdsNot,
 		Counters:       l.counters,
+	}
+	if len(l.claiming) > 0 {
+		s.ClaimingSince = l.claiming[0]
 	}
 	if l.problem != nil {
 		s.ErrorSince, s.Refused = l.problem.since, m.forbidden

@@ -250,7 +250,7 @@ func (w *world) check() {
 }
 
 // lastLines are how a line of the control plane's own begins.
-var lastLines = []string{"ERROR: Job failed (system failure): ", "WARNING: the rest of this trace is lost: "}
+var lastLines = []string{"ERROR: Job failed (system failure): ", "ERROR: Job failed: ", "WARNING: the rest of this trace is lost: "}
 
 func lastLine(trace []byte) []byte {
 	trace = bytes.TrimRight(trace, "\n")

@@ -69,7 +69,7 @@ var errDecode = errors.New("the row cannot be read")
 func explain(err error) error {
 	switch code(err) {
 	case diskFull:
-		return fmt.Errorf("%w: free some space on the database's disk, nothing needs to be restarted: %w", store.ErrFull, err)
+		return fmt.Errorf("%w: free some space on the database's disk, a control plane that runs goes on by itself: %w", store.ErrFull, err)
 	case dataCorrupted, indexCorrupted:
 		return fmt.Errorf("%w: stop the control plane and restore the database from a backup: %w", store.ErrDamaged, err)
 	case readOnlyTransaction:

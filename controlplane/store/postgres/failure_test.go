@@ -170,7 +170,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	err = large(2)
 	require.ErrorIs(t, err, store.ErrFull)
-	require.ErrorContains(t, err, "free some space on the database's disk, nothing needs to be restarted")
+	require.ErrorContains(t, err, "free some space on the database's disk, a control plane that runs goes on by itself")
 
 	// Beside large ones, which take the commit down that they share.
 	var group sync.WaitGroup

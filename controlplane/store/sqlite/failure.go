@@ -33,7 +33,7 @@ func isEnvironment(err error) bool {
 func explain(err error) error {
 	switch code(err) {
 	case sqlite3.SQLITE_FULL:
-		return fmt.Errorf("%w: free some space on its disk, nothing needs to be restarted: %w", store.ErrFull, err)
+		return fmt.Errorf("%w: free some space on its disk, a control plane that runs goes on by itself: %w", store.ErrFull, err)
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		return damaged(err)
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
