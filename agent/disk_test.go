@@ -46,7 +46,6 @@ func TestADiskThatGetsFullWhileAJobRuns(t *testing.T) {
 	require.NoError(t, os.Remove(filler))
 	require.False(t, s.Status().GetDraining())
 	run(s, two)
-	s.Started(two)
 	result = s.Finished(two)
 	require.Equal(t, "success", result.GetState())
 	require.Contains(t, f.WholeTrace(2, result), "again")

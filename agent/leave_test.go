@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -155,6 +156,44 @@ func TestSessionsThatAreRefused(t *testing.T) {
 			require.NoError(t, r.wait(), "it can leave")
 		})
 	}
+}
+
+// A process with a copy of the data folder has the names of the original's jobs: it must not take them for its own leftovers.
+func TestWhatIsLeftIsRemovedOnlyByAnAgentThatWasLetIn(t *testing.T) {
+	f, x := fakefleet.New(t), fakejob.New(t)
+	var clones atomic.Bool
+	f.OnSession = func() error {
+		if clones.Load() {
+			return status.Error(codes.AlreadyExists, "agent builder is here from host a")
+		}
+		return nil
+	}
+	f.Serve(f.Authority.Server(t, "switchyard", time.Now().Add(-time.Minute), time.Now().Add(time.Hour)))
+	original := t.TempDir()
+	start(t, f, x, original)
+	s := f.Next()
+	s.Welcome(period, forever)
+	f.SetPayload(1, fakejob.Payload(1, "wait"))
+	run(s, one)
+	s.Started(one)
+
+	dir := t.TempDir()
+	for _, file := range []string{"agent.crt", "agent.key", "agent.json", "ca.crt"} {
+		b, err := os.ReadFile(filepath.Join(original, file))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, file), b, 0o600))
+	}
+	clones.Store(true)
+	r := start(t, f, x, dir)
+	require.Eventually(t, func() bool { return r.log.count("a data folder was copied") == 1 }, fakefleet.Patience, time.Millisecond, "%s", r.log)
+	r.Drain()
+	require.NoError(t, r.wait())
+	require.Equal(t, 1, x.Running(), "the original's job goes on")
+
+	clones.Store(false) // the control plane says that there is no other
+	start(t, f, x, dir)
+	f.Next().Welcome(period, forever)
+	require.Eventually(t, func() bool { return x.Running() == 0 }, fakefleet.Patience, time.Millisecond)
 }
 
 func TestRunFailsAtOnceWhereNoRetryHelps(t *testing.T) {

@@ -50,6 +50,7 @@ type loop struct {
 	full     error // the disk's; nil while there is room
 	leaving  bool  // Drain
 	hurrying bool  // CancelJobs
+	swept    bool  // the executors were told to remove what jobs of earlier runs left
 	drained  string
 	reminder *time.Ticker
 	renewal  renewal

@@ -242,6 +242,10 @@ func (l *loop) welcome(w *fleetv1.Welcome) {
 	}
 	l.current.set(l.link.conn)
 	l.sendTraces(l.link)
+	if !l.swept {
+		l.swept = true
+		l.tasks.Go(func() { supervisor.Sweep(l.ctx, l.Agent.jobs) })
+	}
 }
 
 // sendTraces keeps a trace stream open for as long as the link lives.

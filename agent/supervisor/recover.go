@@ -23,8 +23,8 @@ type Recovered struct {
 	Fenced bool
 }
 
-// Recover takes up what is in the jobs' folder and has the executors sweep the rest. run is called with each job's
-// goroutine. It is for the start of the agent, before anything is accepted.
+// Recover takes up what is in the jobs' folder. run is called with each job's goroutine. It is for the start of the agent,
+// before anything is accepted; Sweep follows.
 //
 // What cannot be understood is left alone and named in the log, except folders that say nothing of a job: those are
 // removed.
@@ -34,7 +34,6 @@ func Recover(leave context.Context, c *Config, run func(func())) ([]Recovered, e
 		return nil, fmt.Errorf("look for jobs of an earlier run: %w", err)
 	}
 	var jobs []Recovered
-	known := make(map[string]bool)
 	for _, e := range entries {
 		dir := filepath.Join(c.Jobs, e.Name())
 		if strings.HasPrefix(e.Name(), trashPrefix) {
@@ -43,10 +42,8 @@ func Recover(leave context.Context, c *Config, run func(func())) ([]Recovered, e
 			}
 			continue
 		}
-		known[e.Name()] = true
 		i, err := readIntent(dir)
 		if errors.Is(err, os.ErrNotExist) { // nothing was made for it yet
-			known[e.Name()] = false
 			if err := remove(dir); err != nil {
 				c.Log.Error("cannot remove what is left of a job", "folder", dir, "err", err)
 			}
@@ -65,12 +62,31 @@ func Recover(leave context.Context, c *Config, run func(func())) ([]Recovered, e
 		}
 		jobs = append(jobs, r)
 	}
+	return jobs, nil
+}
+
+// Sweep has the executors remove what is left of jobs that have no folder any more: nothing is made for a job before its
+// folder, and the folder goes last. It may run beside jobs, and is called once, when the control plane has let this agent in:
+// until then another process with a copy of the data folder, and so with the same names, may be the one that has jobs.
+func Sweep(ctx context.Context, c *Config) {
+	entries, err := os.ReadDir(c.Jobs)
+	if err != nil {
+		c.Log.Error("cannot look for what jobs of earlier runs left behind", "err", err)
+		return
+	}
+	known := make(map[string]bool, len(entries))
+	for _, e := range entries {
+		known[e.Name()] = true
+	}
+	keep := func(name string) bool { // also one that was accepted meanwhile
+		_, err := os.Lstat(filepath.Join(c.Jobs, filepath.Base(name)))
+		return known[name] || !errors.Is(err, os.ErrNotExist)
+	}
 	for _, x := range c.Executors {
-		if err := x.Sweep(leave, func(name string) bool { return known[name] }); err != nil {
+		if err := x.Sweep(ctx, keep); err != nil && ctx.Err() == nil {
 			c.Log.Error("cannot remove what jobs of earlier runs left behind", "executor", x.Name(), "err", err)
 		}
 	}
-	return jobs, nil
 }
 
 // takeUp finds out how far a job had come, and goes on from there.
