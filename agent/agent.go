@@ -103,7 +103,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	fleet := sha256.Sum256([]byte(a.identity.ID))
 	a.jobs = &supervisor.Config{
-		Jobs: a.dir.Jobs(), Fleet: hex.EncodeToString(fleet[:4]), JobBinary: a.config.JobBinary, Executors: known,
+		Jobs: a.dir.Jobs(), CopyOf: a.dir.CopyOf(), Fleet: hex.EncodeToString(fleet[:4]), JobBinary: a.config.JobBinary, Executors: known,
 		Fetch: a.fetch, Sign: a.sign, Traces: a.traces, Events: a.events, Log: a.log,
 		TraceShare: a.config.Spool.share(a.config.Slots),
 	}

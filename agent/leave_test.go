@@ -3,6 +3,7 @@ package agent_test
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -194,6 +195,52 @@ func TestWhatIsLeftIsRemovedOnlyByAnAgentThatWasLetIn(t *testing.T) {
 	start(t, f, x, dir)
 	f.Next().Welcome(period, forever)
 	require.Eventually(t, func() bool { return x.Running() == 0 }, fakefleet.Patience, time.Millisecond)
+}
+
+// Of jobs in a copy of a data folder nothing is said while the original is there: their processes are not here.
+func TestTheJobsInACopiedFolderAreTheOriginals(t *testing.T) {
+	f, x := fakefleet.Start(t), fakejob.New(t)
+	dir := t.TempDir()
+	original := filepath.Join(dir, "original")
+	end := filepath.Join(dir, "end")
+	f.SetPayload(1, fakejob.Payload(1, "after "+end, "print done"))
+	r := start(t, f, x, original)
+	s := f.Next()
+	s.Welcome(period, forever)
+	run(s, one)
+	s.Started(one)
+	r.leave()
+	require.NoError(t, r.wait())
+
+	copied := filepath.Join(dir, "copy")
+	out, err := exec.Command("cp", "-a", original, copied).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	r = start(t, f, x, copied)
+	s = f.Next()
+	require.Empty(t, s.Hello.GetJobs())
+	require.Equal(t, 1, r.log.count("the data folder is a copy"))
+	s.Welcome(period, forever)
+	r.noJobFolders()
+	require.Equal(t, 1, x.Running(), "the original's goes on")
+	f.SetPayload(2, fakejob.Payload(2, "wait"))
+	run(s, two)
+	s.Started(two)
+	r.leave()
+	require.NoError(t, r.wait())
+
+	r = start(t, f, x, copied) // it was let in, so what it has is its own
+	s = f.Next()
+	require.EqualValues(t, 2, s.Hello.GetJobs()[0].GetRef().GetJob())
+	s.Welcome(period, forever, s.Keep(two))
+	r.leave()
+	require.NoError(t, r.wait())
+
+	start(t, f, x, original)
+	s = f.Next()
+	require.Equal(t, fleetv1.JobState_JOB_STATE_STARTED, s.Hello.GetJobs()[0].GetState())
+	require.NoError(t, os.WriteFile(end, nil, 0o600))
+	s.Welcome(period, forever, s.Keep(one))
+	require.Equal(t, "success", s.Finished(one).GetState())
 }
 
 func TestRunFailsAtOnceWhereNoRetryHelps(t *testing.T) {

@@ -244,7 +244,18 @@ func (l *loop) welcome(w *fleetv1.Welcome) {
 	l.sendTraces(l.link)
 	if !l.swept {
 		l.swept = true
-		l.tasks.Go(func() { supervisor.Sweep(l.ctx, l.Agent.jobs) })
+		l.tasks.Go(l.letIn)
+	}
+}
+
+// letIn is called once, when the control plane has said that this process is the agent and no other.
+func (l *loop) letIn() {
+	supervisor.Sweep(l.ctx, l.Agent.jobs)
+	if l.dir.CopyOf() == "" {
+		return
+	}
+	if err := l.dir.Settle(); err != nil {
+		l.log.Error("the data folder stays a copy", "err", err)
 	}
 }
 

@@ -3,6 +3,7 @@
 // Package datadir is an agent's folder on its host:
 //
 //	agent.lock                 flock(2)ed by the running agent; holds its PID
+//	place                      where the folder is, by which a copy is told
 //	agent.key, agent.crt, …    who the agent is, see package identity
 //	jobs/<name>/               one folder for each job that the agent holds, see package supervisor
 //	builds/, cache/            where the shell executor works, unless it is told otherwise
@@ -47,8 +48,10 @@ func (e *InUseError) Error() string {
 
 // Dir is an agent's data folder, held by this process until Close.
 type Dir struct {
-	path string
-	lock *os.File
+	path   string
+	lock   *os.File
+	place  string // what is, or is to be, in the file of that name
+	copyOf string
 }
 
 // Open makes the folder (mode 0700; its parents as needed) and takes it for this process. It returns an *InUseError if
@@ -70,7 +73,11 @@ func Open(ctx context.Context, path string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{path: abs, lock: lock}, nil
+	d := &Dir{path: abs, lock: lock}
+	if err := d.look(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
 }
 
 func takeLock(ctx context.Context, dir string) (*os.File, error) {
@@ -120,20 +127,6 @@ func (d *Dir) Close() error {
 
 // Path is the folder's absolute path.
 func (d *Dir) Path() string { return d.path }
-
-// Place tells the folder from every other one on its host, copies of it included: where it is and what it is. It stays the
-// same for as long as the folder is not moved.
-func (d *Dir) Place() (string, error) {
-	info, err := os.Stat(d.path)
-	if err != nil {
-		return "", fmt.Errorf("data folder: %w", err)
-	}
-	place := d.path
-	if s, ok := info.Sys().(*syscall.Stat_t); ok {
-		place += "\x00" + strconv.FormatUint(s.Ino, 10)
-	}
-	return place, nil
-}
 
 // Jobs is the folder with one folder for each job.
 func (d *Dir) Jobs() string { return filepath.Join(d.path, jobsName) }

@@ -61,6 +61,42 @@ func TestOpenSaysWhatToDoWhenItCannot(t *testing.T) {
 	require.ErrorContains(t, err, "--data")
 }
 
+func TestACopyIsToldFromAFolderThatWasMoved(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	copyOf := func(name string) string {
+		d, err := Open(t.Context(), path(name))
+		require.NoError(t, err)
+		require.NoError(t, d.Close())
+		return d.CopyOf()
+	}
+	require.Empty(t, copyOf("original"))
+	require.Empty(t, copyOf("original"))
+	require.NoError(t, exec.Command("cp", "-a", path("original"), path("copy")).Run())
+	require.Equal(t, path("original"), copyOf("copy"))
+	require.Equal(t, path("original"), copyOf("copy"), "it stays one")
+	require.Empty(t, copyOf("original"))
+
+	require.NoError(t, os.Symlink(path("original"), path("link")))
+	require.Empty(t, copyOf("link"), "the same folder")
+	require.Empty(t, copyOf("original"))
+	require.NoError(t, os.Rename(path("original"), path("moved")))
+	require.Empty(t, copyOf("moved"))
+
+	require.NoError(t, exec.Command("cp", "-a", path("moved"), path("new disk")).Run())
+	require.NoError(t, os.RemoveAll(path("moved")))
+	require.Empty(t, copyOf("new disk"), "moved to another file system")
+	require.Empty(t, copyOf("copy"), "the original is gone")
+
+	require.NoError(t, exec.Command("cp", "-a", path("copy"), path("heir")).Run())
+	d, err := Open(t.Context(), path("heir"))
+	require.NoError(t, err)
+	require.Equal(t, path("copy"), d.CopyOf())
+	require.NoError(t, d.Settle())
+	require.NoError(t, d.Close())
+	require.Empty(t, copyOf("heir"), "it was made a folder of its own")
+}
+
 func TestRoom(t *testing.T) {
 	const mib, gib = 1 << 20, 1 << 30
 	for name, tc := range map[string]struct {

@@ -33,6 +33,13 @@ func Recover(leave context.Context, c *Config, run func(func())) ([]Recovered, e
 	if err != nil {
 		return nil, fmt.Errorf("look for jobs of an earlier run: %w", err)
 	}
+	if c.CopyOf != "" {
+		c.Log.Warn("the data folder is a copy, and the jobs in it are those of the original, which is still there", "original", c.CopyOf, "jobs", len(entries))
+		for _, e := range entries {
+			c.copied = append(c.copied, e.Name())
+		}
+		return nil, nil
+	}
 	var jobs []Recovered
 	for _, e := range entries {
 		dir := filepath.Join(c.Jobs, e.Name())
@@ -67,8 +74,17 @@ func Recover(leave context.Context, c *Config, run func(func())) ([]Recovered, e
 
 // Sweep has the executors remove what is left of jobs that have no folder any more: nothing is made for a job before its
 // folder, and the folder goes last. It may run beside jobs, and is called once, when the control plane has let this agent in:
-// until then another process with a copy of the data folder, and so with the same names, may be the one that has jobs.
+// until then another process with a copy of the data folder, and so with the same names, may be the one that has jobs. In
+// such a copy only the folders are removed that were copied.
 func Sweep(ctx context.Context, c *Config) {
+	if c.CopyOf != "" {
+		for _, name := range c.copied {
+			if err := remove(filepath.Join(c.Jobs, name)); err != nil {
+				c.Log.Error("cannot remove what was copied of a job", "err", err)
+			}
+		}
+		return
+	}
 	entries, err := os.ReadDir(c.Jobs)
 	if err != nil {
 		c.Log.Error("cannot look for what jobs of earlier runs left behind", "err", err)

@@ -26,6 +26,10 @@ import (
 type Config struct {
 	// Jobs is the folder of all jobs' folders.
 	Jobs string
+	// CopyOf is where the agent's data folder was copied from, if that is still there; see datadir. What is in Jobs at the
+	// start, and what the executors have of it, is then the original's.
+	CopyOf string
+	copied []string // names of the folders that were in Jobs
 	// Fleet is part of the jobs' names: [a-z0-9], short, the same for the agent's life.
 	Fleet string
 	// JobBinary is the path of switchyard-job.
