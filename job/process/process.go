@@ -123,9 +123,9 @@ func (g *Group) Empty() <-chan struct{} {
 	return g.empty
 }
 
-// StopAll ends every descendant: SIGTERM to each once, also to those that appear later and to those that have become
-// another program since (a shell's child forgets a signal that comes just before its exec), and SIGKILL to all that there
-// are once grace is over. It returns true when none is left, false if some outlive SIGKILL by patience (they hang in the
+// StopAll ends every descendant: SIGTERM to each once, also to those that have become another program since (a shell's child
+// forgets a signal that comes just before its exec) and to those that are left behind by others later, and SIGKILL to all
+// that there are once grace is over. What a trap for SIGTERM runs is left to its end. It returns true when none is left, false if some outlive SIGKILL by patience (they hang in the
 // kernel).
 func (g *Group) StopAll(grace, patience time.Duration) bool {
 	if g.none() {

@@ -30,21 +30,27 @@ func awaitEnd() (pid int, status syscall.WaitStatus, reaped bool, err error) {
 	return int(*(*int32)(unsafe.Pointer(&info[at]))), 0, false, nil
 }
 
-// tellDescendants sends s to all descendants of this process, except those in told, and notes them there. started are
-// children that get it by process group if /proc cannot be read.
+// tellDescendants sends s to the descendants of this process and notes them in told: to all at first, later to those that
+// have become another program or that have lost their parents since. What a process starts when it has been told is its own
+// affair: it may be what its trap runs. started are children that get it by process group if /proc cannot be read. If told
+// is nil all get it.
 func tellDescendants(started []int, s syscall.Signal, told map[entry]bool) {
 	found, ok := descendants()
 	if !ok {
 		tellGroups(started, s, told)
 		return
 	}
+	self, first := os.Getpid(), len(told) == 0
 	for _, p := range found {
+		orphan := p.parent == self
 		p.parent = 0 // it may change
-		if !told[p] {
-			p.signal(s)
-			if told != nil {
-				told[p] = true
-			}
+		process := entry{pid: p.pid, start: p.start}
+		if told[p] || !first && !orphan && !told[process] {
+			continue
+		}
+		p.signal(s)
+		if told != nil {
+			told[p], told[process] = true, true
 		}
 	}
 }
