@@ -123,20 +123,19 @@ func (g *Group) Empty() <-chan struct{} {
 	return g.empty
 }
 
-// StopAll ends every descendant: SIGTERM to each once, also to those that have become another program since (a shell's child
-// forgets a signal that comes just before its exec) and to those that others leave behind, to those that appear later when
-// half of grace is over - until then what a trap runs is left in peace -, and SIGKILL to all that there are once grace is
-// over. It returns true when none is left, false if some outlive SIGKILL by patience (they hang in the
+// StopAll ends every descendant: SIGTERM to each once, also to those that appear later and to those that have become
+// another program since (a shell's child forgets a signal that comes just before its exec), and SIGKILL to all that there
+// are once grace is over. It returns true when none is left, false if some outlive SIGKILL by patience (they hang in the
 // kernel).
 func (g *Group) StopAll(grace, patience time.Duration) bool {
 	if g.none() {
 		return true
 	}
-	told := make(map[entry]bool)
+	told := map[entry]bool{}
 	limit := time.Now().Add(grace)
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		tellDescendants(g.pids(), syscall.SIGTERM, told)
 		left := time.Until(limit)
-		tellDescendants(g.pids(), syscall.SIGTERM, told, left < grace/2)
 		if g.emptyWithin(min(wait, max(left, 0))) {
 			return true
 		}
@@ -161,7 +160,7 @@ func (g *Group) KillAll(patience time.Duration) bool {
 	}
 	limit := time.Now().Add(patience)
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		tellDescendants(g.pids(), syscall.SIGKILL, make(map[entry]bool), true)
+		tellDescendants(g.pids(), syscall.SIGKILL, nil)
 		left := time.Until(limit)
 		if g.emptyWithin(min(wait, max(left, 0))) {
 			return true
@@ -190,7 +189,7 @@ func (g *Group) Signal(p *Process, s syscall.Signal) error {
 // SignalAll sends a signal to every descendant that there is now.
 func (g *Group) SignalAll(s syscall.Signal) {
 	if !g.none() {
-		tellDescendants(g.pids(), s, make(map[entry]bool), false)
+		tellDescendants(g.pids(), s, nil)
 	}
 }
 
@@ -276,7 +275,9 @@ func tellGroups(started []int, s syscall.Signal, told map[entry]bool) {
 	for _, pid := range started {
 		if e := (entry{pid: pid}); !told[e] {
 			_ = syscall.Kill(-pid, s)
-			told[e] = true
+			if told != nil {
+				told[e] = true
+			}
 		}
 	}
 }

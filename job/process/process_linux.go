@@ -5,7 +5,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"unsafe"
 
@@ -31,52 +30,23 @@ func awaitEnd() (pid int, status syscall.WaitStatus, reaped bool, err error) {
 	return int(*(*int32)(unsafe.Pointer(&info[at]))), 0, false, nil
 }
 
-// tellDescendants sends s to the descendants of this process and notes them in told: to all that there are at first, later
-// to those that have become another program or have lost their parents since, and to all again if all is true. What a
-// process starts when it has been told is its own affair: it may be what its trap runs. started are children that get it by
-// process group if /proc cannot be read.
-func tellDescendants(started []int, s syscall.Signal, told map[entry]bool, all bool) {
+// tellDescendants sends s to all descendants of this process, except those in told, and notes them there. started are
+// children that get it by process group if /proc cannot be read.
+func tellDescendants(started []int, s syscall.Signal, told map[entry]bool) {
 	found, ok := descendants()
 	if !ok {
 		tellGroups(started, s, told)
 		return
 	}
-	first := len(told) == 0
-	last := lastPID()
-	tell(found, s, told, func(p entry) bool { return all || first || p.parent == os.Getpid() })
-	if first && !all { // those that were forked while the others were looked for
-		found, _ = descendants()
-		tell(found, s, told, func(p entry) bool { return p.pid <= last })
-	}
-}
-
-// tell sends s to those that have not got it, as far as they are wanted or have become another program.
-func tell(found []entry, s syscall.Signal, told map[entry]bool, wanted func(entry) bool) {
 	for _, p := range found {
-		want := wanted(p)
 		p.parent = 0 // it may change
-		process := entry{pid: p.pid, start: p.start}
-		if told[p] || !want && !told[process] {
-			continue
+		if !told[p] {
+			p.signal(s)
+			if told != nil {
+				told[p] = true
+			}
 		}
-		p.signal(s)
-		told[p], told[process] = true, true
 	}
-}
-
-// lastPID is the newest process's or thread's, 0 if it is not known. Ids are given in order, for as long as there are any:
-// who has a smaller one is older.
-func lastPID() int {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(b))
-	if len(fields) < 5 {
-		return 0
-	}
-	pid, _ := strconv.Atoi(fields[4])
-	return pid
 }
 
 // signal sends s to the process if it is still the same one.

@@ -13,6 +13,6 @@ func awaitEnd() (pid int, status syscall.WaitStatus, reaped bool, err error) {
 	return pid, status, true, err
 }
 
-func tellDescendants(started []int, s syscall.Signal, told map[entry]bool, _ bool) {
+func tellDescendants(started []int, s syscall.Signal, told map[entry]bool) {
 	tellGroups(started, s, told)
 }
