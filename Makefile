@@ -20,7 +20,7 @@ PROTO_DEPS   := build/proto-deps/buf/validate/validate.proto
 HELPER_IMAGE := bin/switchyard-helper-image.tar
 FOLDERS      := $(wildcard agent cmd controlplane executors gitlab internal job)
 
-TEST_FLAGS    ?= -timeout 30m
+TEST_FLAGS    ?= -timeout 45m
 TEST_PACKAGES ?= ./...
 BENCH         ?= .
 BENCH_TIME    ?= 1s
